@@ -1,0 +1,230 @@
+"""Spelling, alphabets, and the way from text to labels and back."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from w2vtool.errors import DataError
+from w2vtool.text import LETTERS, Tokens, frames_needed, letters, normalize
+
+SENTENCES = [
+    f"{a} {b} {c}" for a in ("ONE", "TWO") for b in ("RED", "BLUE") for c in ("CATS", "OX")
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  hello\t world \n", "HELLO WORLD"),
+        ("cafe\u0301", "CAF\u00c9"),  # NFC
+        ("don\u2019t", "DON'T"),
+        ("\ufeffzero\u200bwidth soft\u00adhyphen", "ZEROWIDTH SOFTHYPHEN"),
+        ("stra\u00dfe", "STRASSE"),
+        ("a\x00b\x1bc", "A B C"),
+        ("", ""),
+        (" \u00a0\u3000 ", ""),
+    ],
+)
+def test_one_spelling(text: str, expected: str) -> None:
+    assert normalize(text) == expected
+
+
+def test_case_is_a_choice() -> None:
+    assert normalize("Ab \u0130", "lower") == "ab i\u0307"
+    assert normalize("Ab  C", "keep") == "Ab C"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Well, I DON'T know!", "WELL I DON'T KNOW"),
+        ("'quoted' dogs' 'tis", "QUOTED DOGS TIS"),
+        ("twenty-one \u2014 and/or", "TWENTY ONE AND OR"),
+        ("\u00bfqu\u00e9? $5 + 3\u20ac", "QU\u00c9 5 3"),
+        ("...", ""),
+    ],
+)
+def test_punctuation_can_be_dropped(text: str, expected: str) -> None:
+    assert normalize(text, punctuation="drop") == expected
+
+
+@given(st.text(), st.sampled_from(["upper", "lower", "keep"]), st.sampled_from(["keep", "drop"]))
+def test_normalising_twice_changes_nothing_more(text: str, case: str, punctuation: str) -> None:
+    once = normalize(text, case, punctuation=punctuation)  # type: ignore[arg-type]
+    assert once == " ".join(once.split())
+    if case == "keep":  # changing the case of odd scripts has no fixed point in Unicode
+        assert normalize(once, case, punctuation=punctuation) == once  # type: ignore[arg-type]
+
+
+def test_normalising_a_long_line_takes_linear_time() -> None:
+    started = time.perf_counter()
+    normalize("a'" * 500_000 + " " * 500_000, punctuation="drop")
+    assert time.perf_counter() - started < 5
+
+
+def test_every_word_is_closed_by_a_bar() -> None:
+    assert letters("AB C") == ["A", "B", "|", "C", "|"]
+    assert letters("") == []
+
+
+def test_frames_needed_counts_repeats() -> None:
+    assert frames_needed("ABC") == 3
+    assert frames_needed("ABB") == 4
+    assert frames_needed("AAAA") == 7
+    assert frames_needed([]) == 0
+
+
+def test_letters_are_those_of_the_published_models() -> None:
+    assert len(LETTERS) == 32
+    assert LETTERS[:8] == ("<s>", "<pad>", "</s>", "<unk>", "|", "E", "T", "A")
+    assert LETTERS[-3:] == ("J", "Q", "Z")
+    assert LETTERS[27] == "'"
+    assert len(set(LETTERS)) == 32
+    assert Tokens().blank == 0
+
+
+def test_encoding_a_known_sentence() -> None:
+    assert Tokens().encode("HE'S A") == [11, 5, 27, 12, 4, 7, 4]
+
+
+@given(st.lists(st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ'", min_size=1), max_size=6).map(" ".join))
+def test_decode_undoes_encode(text: str) -> None:
+    tokens = Tokens()
+    ids = tokens.encode(text)
+    assert tokens.decode(ids) == text
+    assert all(4 <= index < len(tokens) for index in ids)
+
+
+def test_decoding_skips_specials_and_stray_bars() -> None:
+    tokens = Tokens()
+    assert tokens.decode([0, 4, 4, 5, 1, 2, 3, 4, 4, 7]) == "E A"
+    assert tokens.decode([]) == ""
+
+
+def test_unknown_letters_are_all_named() -> None:
+    with pytest.raises(DataError) as caught:
+        Tokens().encode("AN \u00c9TUDE 4 \u200d x|Y")
+    what = caught.value.what
+    for part in ("'4'", "'x'", "'|'", "'\u00c9' (U+00C9 LATIN CAPITAL LETTER E WITH ACUTE)"):
+        assert part in what
+    assert "(U+200D ZERO WIDTH JOINER)" in what
+    assert "'A'" not in what
+    assert "\u200d" not in what
+
+
+def test_a_corpus_with_unknown_letters_is_one_error_with_counts_and_places() -> None:
+    texts = [("a.jsonl:1", "FINE"), ("a.jsonl:2", "N\u00d6 N\u00d6"), ("a.jsonl:3", "\u00d6L 1")]
+    with pytest.raises(DataError) as caught:
+        Tokens().check(texts)
+    assert "2 letters outside the vocabulary" in caught.value.what
+    assert "O WITH DIAERESIS), 3 times, first in a.jsonl:2" in caught.value.what
+    assert "'1', 1 times, first in a.jsonl:3" in caught.value.what
+    Tokens().check([("x", "ALL KNOWN")])
+
+
+def test_an_alphabet_from_texts_goes_by_count_then_letter() -> None:
+    tokens = Tokens.from_texts(["b\u00e9 b", "a\u00e9 |"])
+    assert tokens.symbols == ("<s>", "<pad>", "</s>", "<unk>", "|", "b", "\u00e9", "a")
+    assert tokens.decode(tokens.encode("b\u00e9 a")) == "b\u00e9 a"
+    with pytest.raises(DataError, match="no letters"):
+        Tokens.from_texts(["", "  "])
+
+
+def test_a_fairseq_dictionary_follows_the_specials(tmp_path: Path) -> None:
+    path = tmp_path / "dict.ltr.txt"
+    lines = [f"{symbol} {1000 - n}" for n, symbol in enumerate(LETTERS[4:])]
+    path.write_text("\n".join(lines) + "\n")
+    assert Tokens.from_fairseq_dict(path) == Tokens()
+
+
+def test_a_wrong_fairseq_dictionary_is_named_line_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "dict.ltr.txt"
+    path.write_text("| 10\nE\nT x\n")
+    with pytest.raises(DataError) as caught:
+        Tokens.from_fairseq_dict(path)
+    assert f"{path}:2" in caught.value.what
+    assert f"{path}:3" in caught.value.what
+    path.write_text("| 10\nE 3\nE 2\n")
+    with pytest.raises(DataError, match="listed twice: 'E'"):
+        Tokens.from_fairseq_dict(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        Tokens.from_fairseq_dict(tmp_path / "none.txt")
+    path.write_bytes(b"\xff 3\n")
+    with pytest.raises(DataError, match="not UTF-8"):
+        Tokens.from_fairseq_dict(path)
+
+
+def test_tokens_survive_json() -> None:
+    for tokens in (Tokens(), Tokens.from_texts(["\u00fcber"])):
+        assert Tokens.from_dict(json.loads(json.dumps(tokens.to_dict()))) == tokens
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"symbols": None},
+        {"symbols": ["|", 3]},
+        {"symbols": ["<s>", "A"]},
+        {"symbols": ["|", "A", "A"]},
+        {"blank": 99},
+        {"blank": True},
+        {"kind": "bytes"},
+        {"model": "no base64!"},
+    ],
+)
+def test_a_damaged_record_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(DataError):
+        Tokens.from_dict(Tokens().to_dict() | change)
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 5),
+        model_writer=model,
+        vocab_size=30,
+        model_type="bpe",
+        minloglevel=2,
+    )
+    path = tmp_path_factory.mktemp("pieces") / "tiny.model"
+    path.write_bytes(model.getvalue())
+    return Tokens.from_sentencepiece(path)
+
+
+def test_pieces_follow_the_specials_and_decode_back(pieces: Tokens) -> None:
+    assert pieces.symbols[:4] == ("<s>", "<pad>", "</s>", "<unk>")
+    assert pieces.kind == "sentencepiece"
+    for text in SENTENCES:
+        ids = pieces.encode(text)
+        assert min(ids) >= 4
+        assert len(ids) < len(letters(text))
+        assert pieces.decode(ids) == text
+
+
+def test_pieces_carry_their_model_through_json(pieces: Tokens) -> None:
+    copy = Tokens.from_dict(json.loads(json.dumps(pieces.to_dict())))
+    assert copy == pieces
+    assert copy.encode("ONE OX") == pieces.encode("ONE OX")
+
+
+def test_pieces_name_unknown_letters(pieces: Tokens) -> None:
+    with pytest.raises(DataError, match="GREEK CAPITAL LETTER OMEGA"):
+        pieces.encode("ONE \u03a9")
+
+
+def test_a_file_that_is_no_sentencepiece_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.model"
+    path.write_text("not a model")
+    with pytest.raises(DataError, match="not a SentencePiece model"):
+        Tokens.from_sentencepiece(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        Tokens.from_sentencepiece(tmp_path / "none.model")

@@ -1,0 +1,223 @@
+"""From plan to tensors: read, crop or pad, mask; with worker processes when asked for.
+
+Goes in: a manifest and a plan. Goes out: ``Batch`` after ``Batch``, in the order of the plan,
+byte-identical whatever the number of workers. Masks are made here, on the CPU and from the keys of
+the rows, so that the device never has to tell how many frames are masked.
+
+Shape legend: B batch, S samples, T frames, M masked frames per row, L labels, D width.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from w2vtool.audio import SAMPLE_RATE
+from w2vtool.manifest import Manifest
+from w2vtool.model.encoder import normalize
+from w2vtool.model.masking import CHANNELS, equalise, span_mask
+from w2vtool.plan import Bin, Plan, key
+from w2vtool.schema import Architecture, MaskConfig
+from w2vtool.text import Tokens
+
+CROP = 7  # purpose of the hash that places a crop; masking.py has 1 to 5
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch. What a task does not use is None."""
+
+    wave_BS: Tensor
+    samples_B: Tensor | None  # None when no row is padded
+    key_B: Tensor
+    key: int
+    rows: list[int]
+    mask_BT: Tensor | None = None
+    masked: int = 0  # masked frames per row, where all rows have the same
+    channel_mask_BD: Tensor | None = None
+    target_BL: Tensor | None = None
+    labels_B: Tensor | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio, without padding."""
+        samples = self.wave_BS.numel() if self.samples_B is None else int(self.samples_B.sum())
+        return samples / SAMPLE_RATE
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on ``device``; copies from pinned memory do not block."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """The batch in pinned memory (called by the loader when there is a CUDA device)."""
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        pinned: dict[str, Any] = {k: v.pin_memory() for k, v in tensors.items()}
+        return replace(self, **pinned)
+
+
+Read = Callable[[int], np.ndarray]  # row of the manifest → samples
+Collate = Callable[[Manifest, Read, Bin], Batch]
+
+
+def frames_of(samples: int | Tensor, architecture: Architecture) -> Tensor:
+    """Frames that the feature encoder makes of ``samples``; facts §0."""
+    frames = torch.as_tensor(samples)
+    for _, kernel, stride in architecture.conv_layers:
+        frames = (torch.div(frames - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
+    return frames
+
+
+def pretrain_batch(
+    manifest: Manifest,
+    read: Read,
+    part: Bin,
+    *,
+    architecture: Architecture,
+    mask: MaskConfig,
+    max_seconds: float,
+) -> Batch:
+    """Crops of one length (the shortest row, at most ``max_seconds``), masked; no padding."""
+    waves = [_prepare(read(row), architecture) for row in part.rows]
+    length = min(int(max_seconds * SAMPLE_RATE), *(len(wave) for wave in waves))
+    crops = []
+    for wave, row_key in zip(waves, part.keys, strict=True):
+        start = key(int(row_key), CROP) % (len(wave) - length + 1)
+        crops.append(wave[start : start + length])
+    key_B = torch.from_numpy(part.keys)
+    frames = int(frames_of(length, architecture))
+    frames_B = torch.full((len(crops),), frames)
+    mask_BT = span_mask(key_B, frames_B, frames, mask.probability, mask.length)
+    mask_BT = equalise(mask_BT, key_B)
+    return Batch(
+        torch.stack(crops),
+        None,
+        key_B,
+        part.key,
+        part.rows.tolist(),
+        mask_BT=mask_BT,
+        masked=int(mask_BT[0].sum()),
+        channel_mask_BD=_channel_mask(key_B, architecture, mask),
+    )
+
+
+def ctc_batch(
+    manifest: Manifest,
+    read: Read,
+    part: Bin,
+    *,
+    architecture: Architecture,
+    tokens: Tokens,
+    mask: MaskConfig | None,
+) -> Batch:
+    """Whole utterances, zero-padded, with their labels; masked where ``mask`` is given."""
+    rows = [manifest.rows[row] for row in part.rows]
+    waves = [_prepare(read(row), architecture) for row in part.rows]
+    samples_B = torch.tensor([len(wave) for wave in waves])
+    wave_BS = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    labels = [torch.tensor(tokens.encode(row.text or ""), dtype=torch.long) for row in rows]
+    key_B = torch.from_numpy(part.keys)
+    padded = bool((samples_B != wave_BS.shape[1]).any())
+    masks: dict[str, Any] = {}
+    if mask is not None:
+        frames = int(frames_of(wave_BS.shape[1], architecture))
+        masks["mask_BT"] = span_mask(
+            key_B, frames_of(samples_B, architecture), frames, mask.probability, mask.length
+        )
+        masks["channel_mask_BD"] = _channel_mask(key_B, architecture, mask)
+    return Batch(
+        wave_BS,
+        samples_B if padded else None,
+        key_B,
+        part.key,
+        part.rows.tolist(),
+        target_BL=torch.nn.utils.rnn.pad_sequence(labels, batch_first=True),
+        labels_B=torch.tensor([len(label) for label in labels]),
+        **masks,
+    )
+
+
+def _prepare(wave: np.ndarray, architecture: Architecture) -> Tensor:
+    """Samples as a tensor, normalised over the whole utterance where the model wants it."""
+    tensor = torch.from_numpy(wave)
+    return normalize(tensor) if architecture.normalize else tensor
+
+
+def _channel_mask(key_B: Tensor, architecture: Architecture, mask: MaskConfig) -> Tensor | None:
+    if not mask.channel_probability:
+        return None
+    width = architecture.width
+    return span_mask(
+        key_B,
+        torch.full((len(key_B),), width),
+        width,
+        mask.channel_probability,
+        min(mask.channel_length, width // 2),
+        min_spans=0,
+        purpose=CHANNELS,
+    )
+
+
+class _Bins(Dataset[Batch]):
+    """Bins by number, as the loader wants them, and decoded audio while there is room for it."""
+
+    def __init__(self, manifest: Manifest, plan: Plan, collate: Collate, room: int) -> None:
+        self.manifest, self.plan, self.collate = manifest, plan, collate
+        self.room = room  # bytes
+        self.heard: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.collate(self.manifest, self.read, self.plan.bin(number))
+
+    def read(self, row: int) -> np.ndarray:
+        """Samples of a row; small corpora are decoded once."""
+        if row in self.heard:
+            return self.heard[row]
+        wave = self.manifest.audio(self.manifest.rows[row])
+        if wave.nbytes <= self.room:
+            self.room -= wave.nbytes
+            self.heard[row] = wave
+        return wave
+
+
+def _quiet_worker(_: int) -> None:
+    """Workers outlive signals, so that the loop can finish its step and save; one thread each."""
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def load(
+    manifest: Manifest,
+    plan: Plan,
+    collate: Collate,
+    numbers: range | list[int],
+    *,
+    workers: int = 0,
+    pin: bool = False,
+    cache_megabytes: int = 0,
+) -> Iterator[Batch]:
+    """Batches of the bins with these numbers, in this order."""
+    loader = DataLoader(
+        _Bins(manifest, plan, collate, cache_megabytes << 20),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_quiet_worker if workers else None,
+        prefetch_factor=4 if workers else None,
+        # its own generator: starting a loader must not move the global one
+        generator=torch.Generator(),
+    )
+    return iter(loader)

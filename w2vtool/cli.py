@@ -1,0 +1,366 @@
+"""The command line: a root command, a command per task, and the one place that prints errors.
+
+Words and flags go in, exit codes come out. Tasks are listed from the registry without importing
+them; the one that is asked for is imported, and its flags come from its config.
+
+Why plain help: rich would double the time of ``--help``; it draws tables and progress only.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from w2vtool import __version__, commands, registry
+from w2vtool.errors import ConfigError, PluginError, Stopped, UserError
+from w2vtool.registry import TaskRef
+from w2vtool.task import Task
+
+if TYPE_CHECKING:
+    from w2vtool.jobs import Job
+
+_PLAIN: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+}
+# what the machine, not w2vtool, refuses: no space, no permission, read-only
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+COMMON = ("--variant", "--print-config", "--json", "--resume", "--work", "--run-dir", "--verbose")
+
+
+class LazyCommand(TyperCommand):
+    """Stands in for a task in a listing; nothing of the task is imported."""
+
+    def __init__(self, name: str, ref: TaskRef) -> None:
+        summary = ref.summary.rstrip(".")
+        from_ = "" if ref.origin == registry.BUILT_IN_ORIGIN else f" ({ref.origin})"
+        super().__init__(name, help=f"{summary}{from_}".strip(), rich_markup_mode=None)
+        self.ref = ref
+
+    def real(self) -> Any:
+        """The command itself; imports the task. Raises PluginError."""
+        task = self.ref.load()
+        if isinstance(task, typer.Typer):
+            return typer.main.get_command(task)
+        return task_command(self.ref, task)
+
+
+class Tasks(TyperGroup):
+    """A group of commands, some of which are tasks that are imported when they are invoked."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command for the first word, and turn a stand-in into the command itself."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, (command.real() if isinstance(command, LazyCommand) else command), rest
+
+
+class Root(Tasks):
+    """The root command: the tasks, then the commands that are about tasks."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        own = dict(self.commands)
+        self.commands.clear()
+        for ref in registry.discover().values():
+            if not ref.problem:
+                self._add(ref)
+        self.commands.update(own)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """``--help``, off unless given."""
+        return commands.light(super().get_help_option(ctx))
+
+    def _add(self, ref: TaskRef) -> None:
+        group: TyperGroup = self
+        *above, last = ref.name.split()
+        for word in above:
+            inside = group.commands.get(word)
+            if not isinstance(inside, Tasks):
+                inside = Tasks(name=word, no_args_is_help=True, rich_markup_mode=None)
+                group.add_command(inside)
+            inside.help = "; ".join(filter(None, (inside.help, f"{last}: {ref.summary}")))
+            group = inside
+        group.add_command(LazyCommand(last, ref))
+
+
+class Words(NamedTuple):
+    """Positional words, told apart."""
+
+    recipe: Path | None
+    overrides: list[str]
+    inputs: list[str]
+
+
+def sort_words(words: Sequence[str], task: Task[Any]) -> Words:
+    """Tell recipe, ``key=value`` and inputs apart; the order does not matter. Raises ConfigError.
+
+    A recipe ends in .yaml; for a task without inputs it may be the name of one in ./recipes. A
+    file whose name looks like ``key=value`` is an input.
+    """
+    from w2vtool.nodes import COMMAND_LINE, OVERRIDE, did_you_mean
+
+    recipes: list[Path] = []
+    overrides: list[str] = []
+    inputs: list[str] = []
+    for word in words:
+        if word.endswith((".yaml", ".yml")):
+            recipes.append(Path(word))
+        elif OVERRIDE.match(word) and not (task.inputs and _exists(word)):
+            overrides.append(word)
+        elif task.inputs:
+            inputs.append(word)
+        elif (path := Path("recipes") / f"{word}.yaml").is_file():
+            recipes.append(path)
+        else:
+            known = [path.stem for path in Path("recipes").glob("*.yaml")]
+            hint = did_you_mean(word, known) or "write key=value, or the path of a recipe"
+            what = f"{word!r} is neither a recipe nor key=value"
+            raise ConfigError(what, where=COMMAND_LINE, hint=hint)
+    if len(recipes) > 1:
+        names = " and ".join(map(str, recipes))
+        raise ConfigError(f"one recipe at a time, not {names}", where=COMMAND_LINE)
+    return Words(recipes[0] if recipes else None, overrides, inputs)
+
+
+def _exists(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except OSError:  # too long for a file name
+        return False
+
+
+def task_command(ref: TaskRef, task: Task[Any]) -> Any:
+    """The command of a task: words, its flags, the options that all tasks have."""
+
+    def command(words: list[str] | None = None, **options: Any) -> None:
+        given = [(flag, options[name]) for name, flag in names.items()]
+        _run(ref, task, words or [], options, [(f, v) for f, v in given if v not in (None, [])])
+
+    names = {f"flag_{i}": flag for i, flag in enumerate(task.flags)}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(
+            "words",
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=None,
+            annotation=Annotated[list[str] | None, _words_argument(task)],
+        )
+    ]
+    annotations = {name: _flag_annotation(ref, task, flag) for name, flag in names.items()}
+    for name, annotation in {**annotations, **_common_options()}.items():
+        default = False if annotation.__origin__ is bool and name not in names else None
+        parameters.append(inspect.Parameter(name, keyword, default=default, annotation=annotation))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    app = typer.Typer(**_PLAIN)
+    epilog = f"\b\nExample:\n  {task.example}" if task.example else None
+    app.command(ref.name.split()[-1], help=_about(ref, task), epilog=epilog)(command)
+    return typer.main.get_command(app)
+
+
+def _words_argument(task: Task[Any]) -> Any:
+    metavar = "RECIPE.yaml|KEY=VALUE" + (f"|{_inputs(task)}" if task.inputs else "")
+    return typer.Argument(metavar=metavar, hidden=True)  # `_about` tells what words there can be
+
+
+def _inputs(task: Task[Any]) -> str:
+    """``data.inputs`` → ``INPUTS``: what other words are called in the usage line."""
+    return task.inputs.rpartition(".")[2].upper()
+
+
+def _flag_annotation(ref: TaskRef, task: Task[Any], flag: str) -> Any:
+    """Typer's annotation of a flag, by the type of the key that it is a short name of."""
+    from w2vtool import fields
+    from w2vtool.render import text
+
+    key = task.flags[flag]
+    info = fields.field_at(task.config, key)
+    if info is None or flag in COMMON or not flag.startswith("--"):
+        what = f"flag {flag} cannot stand for {key!r}"
+        hint = "a flag is --name, not one that all tasks have, and the short name of a config key"
+        raise PluginError(what, where=ref.origin, hint=hint)
+    unit = (info.json_schema_extra or {}).get("unit", "")
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    switch = fields.is_switch(info.annotation)
+    facts = [key] if flag != f"--{key}" else []
+    facts += [unit] if unit else []
+    facts += ["required"] if info.is_required() else []
+    facts += [f"default {text(default)}"] if default not in (None, [], ()) and not switch else []
+    about = f"{info.description or ''} {'[' + '; '.join(facts) + ']' if facts else ''}".strip()
+    if switch:
+        return Annotated[bool, typer.Option(flag, help=about, show_default=False)]
+    kind: Any = list[str] | None if fields.is_list(info.annotation) else str | None
+    metavar = fields.kind(info.annotation)
+    return Annotated[kind, typer.Option(flag, help=about, metavar=metavar, show_default=False)]
+
+
+def _common_options() -> dict[str, Any]:
+    def option(kind: Any, *names: str, **more: Any) -> Any:
+        return Annotated[kind, typer.Option(*names, show_default=False, **more)]
+
+    folder = {"metavar": "DIR"}
+    return {
+        "variant": option(
+            str | None, "--variant", metavar="NAME", help="Use a variant of the recipe."
+        ),
+        "print_config": option(
+            bool, "--print-config", help="Print all values with their origin, and stop."
+        ),
+        "json_only": option(bool, "--json", help="Print the summary as JSON, nothing else."),
+        "resume": option(bool, "--resume", help="Go on with the run in the folder."),
+        "work": option(
+            str | None, "--work", **folder, help="Folder of the recipe's runs [runs/RECIPE]."
+        ),
+        "run_dir": option(str | None, "--run-dir", **folder, help="Folder of this run."),
+        "verbose": option(bool, "--verbose", "-v", help="Show what is logged, on stderr."),
+    }
+
+
+def _about(ref: TaskRef, task: Task[Any]) -> str:
+    """The docstring of the task's module, without its reasons (``Why:``), and what words mean."""
+    from w2vtool import fields
+
+    module = sys.modules.get(getattr(task.run, "__module__", ""))
+    paragraphs = inspect.cleandoc((module.__doc__ if module else "") or ref.summary).split("\n\n")
+    shown = [text.replace("``", "") for text in paragraphs if not text.startswith("Why")]
+    words = (
+        "Words: a recipe, and KEY=VALUE for what differs from it (--print-config shows all keys)"
+    )
+    if task.inputs:
+        info = fields.field_at(task.config, task.inputs)
+        if info is None:
+            what = f"inputs stands for the key {task.inputs!r}, which is not there"
+            raise PluginError(what, where=ref.origin)
+        words += f"; {_inputs(task)}: {info.description or task.inputs}"
+    return "\n\n".join([*shown, words.rstrip(".") + "."])
+
+
+def _run(
+    ref: TaskRef,
+    task: Task[Any],
+    words: Sequence[str],
+    options: dict[str, Any],
+    flags: list[tuple[str, Any]],
+) -> None:
+    """What a task command does: prepare, then print the config, or run and print the summary."""
+    from w2vtool import config, jobs
+
+    found = sort_words(words, task)
+    if options["variant"] and found.recipe is None:
+        raise ConfigError("a variant without a recipe", where="--variant")
+    recipe = config.load_recipe(found.recipe, options["variant"]) if found.recipe else None
+    switches = [(f, _switch(f) if value is True else value) for f, value in flags]
+    job = jobs.prepare(
+        ref,
+        recipe,
+        found.overrides,
+        inputs=found.inputs,
+        flags=switches,
+        work=Path(options["work"]) if options["work"] else None,
+        run_dir=Path(options["run_dir"]) if options["run_dir"] else None,
+    )
+    if options["print_config"]:
+        sys.stdout.write(job.text())
+    else:
+        run_job(
+            job,
+            resume=options["resume"],
+            json_only=options["json_only"],
+            verbose=options["verbose"],
+        )
+
+
+def _switch(flag: str) -> str:
+    """The value that a flag without a value gives: ``--no-x`` says false."""
+    return "false" if flag.startswith("--no-") else "true"
+
+
+def run_job(
+    job: Job, *, resume: bool = False, json_only: bool = False, verbose: bool = False
+) -> None:
+    """Run a job as the whole of this process: logging to stderr, the summary on stdout."""
+    import contextlib
+    import json
+    import logging
+
+    from w2vtool import console, jobs
+
+    first = os.environ.get("RANK", "0") == "0"
+    handler = console.LogHandler(
+        console.Console(people=first), logging.INFO if verbose else logging.WARNING
+    )
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("w2vtool").setLevel(logging.DEBUG if verbose else logging.INFO)
+    try:
+        # a library that prints must not spoil what a program reads
+        with contextlib.redirect_stdout(sys.stderr) if json_only else contextlib.nullcontext():
+            summary = jobs.execute(job, resume=resume, json_only=json_only)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    if json_only and first:
+        sys.stdout.write(json.dumps(summary, ensure_ascii=False) + "\n")
+
+
+app = typer.Typer(cls=Root, no_args_is_help=True, **_PLAIN)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"w2vtool {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """wav2vec 2.0 on the command line: pre-train, fine-tune with CTC, decode.
+
+    w2vtool TASK --help says what a task does; a task takes a recipe and key=value words.
+    """
+
+
+commands.register(app)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: the one place that turns errors into messages and codes."""
+    sys.exit(_guarded(args))
+
+
+def _guarded(args: Sequence[str] | None) -> int:
+    try:
+        typer.main.get_command(app).main(args=args, prog_name="w2vtool")
+    except UserError as exc:
+        _say(f"error: {exc}")
+        return exc.exit_code
+    except Stopped as exc:
+        _say(f"{exc}; --resume goes on from what was saved")
+        return exc.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except Exception as exc:  # noqa: BLE001  the last resort: a bug, told as one
+        if isinstance(exc, OSError) and exc.errno in _MACHINE:
+            _say(f"error: {exc.strerror}: {exc.filename}" if exc.filename else f"error: {exc}")
+            return 3
+        traceback.print_exc()
+        _say("this is a bug in w2vtool or in a plug-in; please report it with the lines above")
+        return 1
+    return 0
+
+
+def _say(text: str) -> None:
+    rank = os.environ.get("RANK", "0")
+    sys.stderr.write(f"{text}\n" if rank == "0" else f"[rank {rank}] {text}\n")

@@ -1,0 +1,62 @@
+"""The most likely token of every frame, read as CTC: no search, no lexicon, no language model.
+
+Goes in: log-probabilities of one utterance, ``logp_TV``. Goes out: a ``Hypothesis``, the result
+type that the beam search shares.
+"""
+
+# T frames   V tokens
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from w2vtool.errors import DataError
+from w2vtool.text import Tokens
+
+
+class Hypothesis(NamedTuple):
+    """A transcript and what it is worth.
+
+    ``score`` is what the search maximises, in nats. ``acoustic`` is the best path's share of it:
+    its log-probabilities plus ``sil_score`` for each of its separator frames. ``lm`` is the
+    unweighted language-model score in log10, the end of the sentence included.
+    """
+
+    text: str
+    score: float
+    acoustic: float
+    lm: float
+
+
+def greedy(logp_TV: np.ndarray, tokens: Tokens) -> Hypothesis:
+    """Transcribe by the best token of each frame: repeats collapse, then blanks vanish.
+
+    ``logp_TV`` holds natural logs; T may be 0. A frame without any finite value counts as blank.
+    Raises DataError for a wrong width or NaN.
+    """
+    check_emissions(logp_TV, tokens)
+    best_T = logp_TV.argmax(axis=1)
+    top_T = logp_TV.max(axis=1, initial=-np.inf).astype(np.float64)
+    best_T[np.isneginf(top_T)] = tokens.blank
+    changed_T = np.diff(best_T, prepend=-1) != 0
+    ids = best_T[changed_T & (best_T != tokens.blank)].tolist()
+    total = float(top_T.sum())
+    return Hypothesis(tokens.decode(ids), total, total, 0.0)
+
+
+def check_emissions(logp_TV: np.ndarray, tokens: Tokens) -> None:
+    """Raise DataError unless this is one row of log-probabilities a frame, without NaN or +inf."""
+    if logp_TV.ndim != 2 or logp_TV.shape[1] != len(tokens):
+        raise DataError(
+            f"emissions of shape {logp_TV.shape} for {len(tokens)} tokens",
+            hint="one utterance at a time, frames by tokens; is the vocabulary the model's own?",
+        )
+    bad_T = (np.isnan(logp_TV) | np.isposinf(logp_TV)).any(axis=1)
+    if bad_T.any():
+        raise DataError(
+            f"emissions with NaN or +inf in {int(bad_T.sum())} of {len(bad_T)} frames, "
+            f"first in frame {int(bad_T.argmax())}",
+            hint="is the audio finite? float16 or bfloat16 overflow shows like this too",
+        )

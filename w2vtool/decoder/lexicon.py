@@ -1,0 +1,212 @@
+"""The words that a search may write, how they are spelled, and the trie that holds them.
+
+Goes in: a lexicon file, or a list of words, and the model's tokens. Goes out: a ``Lexicon``, and a
+``Trie`` of arrays. Each line of a file is ``WORD<TAB>W O R D |`` (flashlight's form) or just a
+word, which is then spelled by its letters. Several spellings of one word, and several words of one
+spelling, are fine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from w2vtool.decoder.lm import LanguageModel
+from w2vtool.errors import DataError
+from w2vtool.text import WORD_END, Tokens, letter_name
+
+_SHOWN = 20  # problems listed in one error
+
+
+class Lexicon(NamedTuple):
+    """Entries in file order: a word, and the token ids of a spelling that ends in ``|``."""
+
+    words: tuple[str, ...]
+    spellings: tuple[tuple[int, ...], ...]
+
+
+class Trie(NamedTuple):
+    """Spellings as a tree. Node 0 is the root, and the children of a node are neighbours.
+
+    Children of node ``n``: ``first[n] <= child < first[n + 1]``. ``token`` is what leads to a node
+    (-1 for the root), ``score`` the best word score at or below it. The words whose spelling ends
+    in ``n`` are ``words[first_word[n]:first_word[n + 1]]``, rows of the lexicon.
+    """
+
+    first: np.ndarray  # int64 [N + 1]
+    token: np.ndarray  # int64 [N]
+    score: np.ndarray  # float64 [N]
+    first_word: np.ndarray  # int64 [N + 1]
+    words: np.ndarray  # int64 [W]
+
+
+def separator(tokens: Tokens) -> int:
+    """The id of ``|``, which ends every word; DataError if the tokens have none."""
+    if WORD_END not in tokens.symbols:
+        raise DataError(
+            f"the tokens have no word separator {WORD_END!r}, which the beam search needs",
+            hint="decode greedily, or use a model of letters",
+        )
+    return tokens.symbols.index(WORD_END)
+
+
+def letter_ids(tokens: Tokens) -> dict[str, int]:
+    """Symbols that words are made of: neither blank, nor ``|``, nor specials like ``<unk>``."""
+    return {
+        symbol: index
+        for index, symbol in enumerate(tokens.symbols)
+        if index != tokens.blank
+        and symbol != WORD_END
+        and not (len(symbol) > 2 and symbol[0] == "<" and symbol[-1] == ">")
+    }
+
+
+def read(path: str | Path, tokens: Tokens) -> Lexicon:
+    """Read a lexicon file. Every bad line is named in the DataError; equal lines count once."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError("no such lexicon", where=str(path)) from None
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError("not UTF-8 text", where=f"{path}:{line}") from None
+    rows = [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not rows:
+        raise DataError("the lexicon has no words", where=str(path))
+    return _build(rows, tokens)
+
+
+def from_words(words: Iterable[str], tokens: Tokens) -> Lexicon:
+    """Spell each word by its letters, in the order given, each once.
+
+    Raises DataError naming all words that the tokens cannot spell.
+    """
+    lexicon = _build([(f"word {word!r}", word) for word in words], tokens)
+    if not lexicon.words:
+        raise DataError("the lexicon has no words")
+    return lexicon
+
+
+def write(lexicon: Lexicon, path: str | Path, tokens: Tokens) -> None:
+    """Write ``WORD<TAB>W O R D |`` lines, which ``read`` reads back to the same lexicon."""
+    rows = zip(lexicon.words, lexicon.spellings, strict=True)
+    text = "".join(f"{w}\t{' '.join(tokens.symbols[i] for i in ids)}\n" for w, ids in rows)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    temporary.replace(path)
+
+
+def unknown_words(lexicon: Lexicon, lm: LanguageModel) -> tuple[str, ...]:
+    """Words of the lexicon that the language model only knows as ``<unk>``.
+
+    Raises DataError if these are all of them: then the two do not belong together.
+    """
+    words = tuple(dict.fromkeys(lexicon.words))
+    unknown = tuple(word for word in words if not lm.knows(word))
+    if len(unknown) == len(words):
+        raise DataError(
+            f"the language model knows none of the lexicon's {len(words)} words, like {words[0]!r}",
+            where=str(lm.path),
+            hint="do both write the same way, in upper or lower case?",
+        )
+    return unknown
+
+
+def build_trie(lexicon: Lexicon, score: Callable[[str], float] | None = None) -> Trie:
+    """Arrange a lexicon as a trie whose nodes know the best ``score`` of a word below (or 0).
+
+    Numbered level by level over the sorted spellings, so that the children of a node have
+    consecutive numbers and a level is a few array operations.
+    """
+    order = sorted(range(len(lexicon.words)), key=lambda row: lexicon.spellings[row])
+    depth = max(map(len, lexicon.spellings))
+    token_WL = np.full((len(order), depth), -1)
+    for row, entry in enumerate(order):
+        token_WL[row, : len(lexicon.spellings[entry])] = lexicon.spellings[entry]
+    node_W = np.zeros(len(order), np.int64)  # where each word is, level after level
+    parents, incoming = [np.array([-1])], [np.array([-1])]
+    differs_W = np.zeros(len(order), bool)  # from the word before, up to this level
+    differs_W[0] = True
+    nodes = 1
+    for level in range(depth):
+        token_W = token_WL[:, level]
+        differs_W[1:] |= token_W[1:] != token_W[:-1]
+        here = token_W >= 0
+        new = differs_W & here
+        parents.append(node_W[new])
+        incoming.append(token_W[new])
+        node_W[here] = nodes - 1 + np.cumsum(new)[here]
+        nodes += int(new.sum())
+    parent = np.concatenate(parents)
+    token = np.concatenate(incoming)
+    return Trie(
+        first=1 + np.searchsorted(parent[1:], np.arange(nodes + 1)),
+        token=token,
+        score=_smear(lexicon, score, order, node_W, parent),
+        first_word=np.searchsorted(np.sort(node_W), np.arange(nodes + 1)),
+        words=np.array(order)[np.argsort(node_W, kind="stable")],
+    )
+
+
+def _smear(
+    lexicon: Lexicon,
+    score: Callable[[str], float] | None,
+    order: list[int],
+    node_W: np.ndarray,
+    parent: np.ndarray,
+) -> np.ndarray:
+    """Best word score at or below each node."""
+    if score is None:
+        return np.zeros(len(parent))
+    best = np.full(len(parent), -np.inf)
+    np.maximum.at(best, node_W, [score(lexicon.words[row]) for row in order])
+    for node in range(len(parent) - 1, 0, -1):  # children have higher numbers than their parent
+        best[parent[node]] = max(best[parent[node]], best[node])
+    return best
+
+
+def _build(rows: Iterable[tuple[str, str]], tokens: Tokens) -> Lexicon:
+    ids = {**letter_ids(tokens), WORD_END: separator(tokens)}
+    entries: dict[tuple[str, tuple[int, ...]], None] = {}
+    problems = []
+    for where, line in rows:
+        word, spelling, problem = _parse(line, ids)
+        if problem:
+            problems.append(f"{where}: {problem}")
+        else:
+            entries[word, spelling] = None
+    if problems:
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise DataError(
+            "\n  ".join(["words that cannot be spelled", *problems[:_SHOWN], *more]),
+            hint=f"the tokens' letters are {' '.join(letter_ids(tokens))}",
+        )
+    return Lexicon(tuple(word for word, _ in entries), tuple(spelling for _, spelling in entries))
+
+
+def _parse(line: str, ids: dict[str, int]) -> tuple[str, tuple[int, ...], str]:
+    """Word, spelling, and what is wrong with the line (empty if nothing is)."""
+    word, *symbols = line.split() or [""]
+    if not symbols:
+        if "\t" in line.rstrip("\r\n"):
+            return word, (), f"no spelling after {word!r}"
+        symbols = [*word, WORD_END]
+    if symbols == [WORD_END]:
+        return word, (), f"the spelling of {word!r} has no letters"
+    if symbols[-1] != WORD_END:
+        return word, (), f"the spelling of {word!r} does not end with {WORD_END!r}"
+    if WORD_END in symbols[:-1]:
+        return word, (), f"{WORD_END!r} inside of {word!r}"
+    unknown = [symbol for symbol in dict.fromkeys(symbols) if symbol not in ids]
+    if unknown:
+        shown = ", ".join(letter_name(s) if len(s) == 1 else repr(s) for s in unknown)
+        return word, (), f"no token for {shown} of {word!r}"
+    return word, tuple(ids[symbol] for symbol in symbols), ""

@@ -1,0 +1,84 @@
+"""Device, precision, and the processes that torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from w2vtool.errors import ConfigError
+
+
+def choose(name: str) -> torch.device:
+    """``auto`` is CUDA when there is one; under torchrun each process takes its own device.
+
+    Raises ConfigError for an unknown or absent device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        device = torch.device(name)
+    except RuntimeError as exc:
+        raise ConfigError(f"unknown device {name!r}", hint="auto, cpu or cuda") from exc
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, and this machine has none", hint="device=cpu")
+    return device
+
+
+def autocast(
+    device: torch.device, precision: Literal["float32", "bf16"]
+) -> AbstractContextManager[None]:
+    """Where the forward pass runs in bf16; weights, norms and losses stay float32."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[tuple[int, int]]:
+    """Join the processes that torchrun started; gives (rank, world size), (0, 1) when alone."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield 0, 1
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield dist.get_rank(), world
+    finally:
+        dist.destroy_process_group()
+
+
+def add_up(values: Tensor) -> Tensor:
+    """Sum over all processes, in place; nothing to do when alone."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def add_up_gradients(model: nn.Module) -> None:
+    """Sum the gradients of all processes; a parameter that got none here counts as zero.
+
+    Why not DistributedDataParallel: the gradients of an update's micro-batches are summed first and
+    exchanged once, the sum is the same as one process would make, and blocks that LayerDrop skipped
+    need no search for unused parameters.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    dist.all_reduce(flat)
+    pieces = flat.split([p.numel() for p in parameters])
+    for parameter, piece in zip(parameters, pieces, strict=True):
+        parameter.grad = piece.view_as(parameter)

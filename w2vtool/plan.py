@@ -1,0 +1,124 @@
+"""The stateless batch plan: which utterances form which micro-batch, at any point of training.
+
+Goes in: lengths, a manifest hash, a seed. Goes out: ``Bin`` number n, for any n, at once. A bin is
+a micro-batch of utterances of similar length; an update consumes ``bins`` of them, spread over the
+processes. Everything is a pure function of (manifest hash, seed, n), so that order is independent
+of workers and ranks, resuming is exact and costs nothing, and the number of processes may change.
+
+Why hashes instead of a generator: numpy's streams may change between versions, a hash does not, and
+any element of it can be computed alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from w2vtool.errors import DataError
+
+MAX_BUCKETS = 100
+BINS_PER_BUCKET = 4  # fewer would leave many bins half empty, more would mix lengths
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One micro-batch: rows of the manifest, and a key per row for all that is random about it."""
+
+    number: int
+    epoch: int
+    rows: np.ndarray  # int64
+    keys: np.ndarray  # int64, one per row; differs in every epoch
+    key: int  # of the bin as a whole: dropout, LayerDrop
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele, Lea & Flood 2014) over uint64."""
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def key(*words: int) -> int:
+    """One 63-bit number from several."""
+    state = np.zeros(1, np.uint64)
+    for word in words:
+        state = mix(state ^ np.uint64(word & 0xFFFFFFFFFFFFFFFF))
+    return int(state[0] >> np.uint64(1))
+
+
+class Plan:
+    """Bins of at most ``bin_seconds`` audio each; an utterance counts ``max_seconds`` at most.
+
+    Rows shorter than ``min_seconds`` are left out (``left_out`` counts them); with ``crop`` false
+    so are rows over ``max_seconds``. Rows lie in buckets of similar length; an epoch shuffles the
+    rows within their bucket, cuts each bucket into bins, and shuffles the bins.
+    Raises DataError when no row is left, or a row is longer than a bin.
+    """
+
+    def __init__(
+        self,
+        seconds: np.ndarray,
+        *,
+        bin_seconds: float,
+        min_seconds: float,
+        max_seconds: float,
+        crop: bool,
+        seed: int,
+        source: str,
+    ) -> None:
+        usable = seconds >= min_seconds
+        if not crop:
+            usable &= seconds <= max_seconds
+        self.left_out = int((~usable).sum())
+        rows = np.flatnonzero(usable)
+        if not len(rows):
+            raise DataError(
+                f"none of {len(seconds)} utterances is between {min_seconds} and {max_seconds} s",
+                hint="see min_seconds and max_seconds of the recipe",
+            )
+        lengths = np.minimum(seconds[rows], max_seconds)
+        if lengths.max() > bin_seconds:
+            raise DataError(
+                f"an utterance of {lengths.max():.1f} s does not fit a bin of {bin_seconds} s",
+                hint="raise bin_seconds or lower max_seconds",
+            )
+        order = np.argsort(lengths, kind="stable")
+        self._rows, lengths = rows[order], lengths[order]
+        total_bins = lengths.sum() / bin_seconds
+        buckets = int(np.clip(total_bins // BINS_PER_BUCKET, 1, MAX_BUCKETS))
+        share = np.cumsum(lengths) / lengths.sum()
+        edges = np.searchsorted(share, np.arange(1, buckets) / buckets)
+        self._edges = np.unique(np.concatenate([[0], edges, [len(rows)]]))
+        longest = lengths[self._edges[1:] - 1]
+        sizes = np.diff(self._edges)
+        capacity = np.maximum(1, (bin_seconds / longest).astype(np.int64))
+        self._bins = -(-sizes // capacity)  # per bucket
+        self._bucket_of_bin = np.repeat(np.arange(len(sizes)), self._bins)
+        self._first_bin = np.concatenate([[0], np.cumsum(self._bins)[:-1]])
+        self._base = key(seed, int(source[:15] or "0", 16))
+        self._epoch_order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self.bins_per_epoch = int(self._bins.sum())
+        self.utterances = len(rows)
+        self.seconds = float(lengths.sum())
+
+    def bin(self, number: int) -> Bin:
+        """Bin ``number`` of the endless stream."""
+        epoch, place = divmod(number, self.bins_per_epoch)
+        if self._epoch_order[0] != epoch:
+            self._epoch_order = (epoch, self._shuffle(self.bins_per_epoch, epoch, 0))
+        index = int(self._epoch_order[1][place])
+        bucket = int(self._bucket_of_bin[index])
+        part, parts = index - int(self._first_bin[bucket]), int(self._bins[bucket])
+        start, size = int(self._edges[bucket]), int(self._edges[bucket + 1] - self._edges[bucket])
+        shuffled = self._shuffle(size, epoch, bucket + 1)
+        rows = self._rows[start + shuffled[part * size // parts : (part + 1) * size // parts]]
+        stream = np.uint64(key(self._base, epoch))
+        keys = (mix(stream ^ mix(rows.astype(np.uint64))) >> np.uint64(1)).astype(np.int64)
+        return Bin(number, epoch, rows, keys, key(self._base, number, 1))
+
+    def _shuffle(self, size: int, epoch: int, stream: int) -> np.ndarray:
+        counter = np.arange(size, dtype=np.uint64)
+        return np.argsort(mix(counter ^ np.uint64(key(self._base, epoch, stream))), kind="stable")

@@ -1,0 +1,206 @@
+"""Which tasks there are, found without importing any of them.
+
+The built-in table, entry points of installed packages and ``plugins/*.py`` go in; ``TaskRef``
+values go out: where a task is and what it says about itself. ``load`` imports it. So a slow or
+broken plug-in costs nothing until somebody runs it, and never breaks ``w2vtool --help``.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from w2vtool.errors import ConfigError, PluginError
+from w2vtool.task import API, Task
+
+if TYPE_CHECKING:
+    import typer
+
+GROUP = "w2vtool.tasks"
+BUILT_IN_ORIGIN = "built-in"
+BUILT_IN = {
+    "manifest": ("w2vtool.tasks.manifest:TASK", "Build a manifest from folders of audio."),
+    "pretrain": ("w2vtool.tasks.pretrain:TASK", "Pre-train wav2vec 2.0 on unlabelled audio."),
+    "finetune-ctc": ("w2vtool.tasks.finetune_ctc:TASK", "Fine-tune with CTC on transcripts."),
+    "lm train": ("w2vtool.tasks.lm_train:TASK", "Estimate an n-gram language model from text."),
+    "decode": ("w2vtool.tasks.decode:TASK", "Transcribe audio, with a language model if given."),
+    "extract": ("w2vtool.tasks.extract:TASK", "Write the features of chosen layers."),
+    "run": ("w2vtool.tasks.run:TASK", "Run the pipeline of a recipe, skipping what is done."),
+}
+COMMANDS = {
+    "tasks": "List the tasks, built in and plugged in.",
+    "recipes": "List the recipes in ./recipes.",
+    "check": "Check a recipe without running it.",
+    "info": "Describe a checkpoint or a run folder.",
+}
+# keys of a recipe with a meaning of their own; a task of that name could have no section
+_RECIPE_WORDS = (
+    "extends",
+    "variants",
+    "name",
+    "about",
+    "pipeline",
+    "data",
+    "model",
+    "text",
+    "seed",
+)
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*( [a-z0-9][a-z0-9_-]*)*")
+
+
+@dataclass(frozen=True)
+class TaskRef:
+    """A task that has not been imported.
+
+    ``target`` is ``package.module:ATTR`` or a file; ``origin`` is ``built-in``, a distribution with
+    its version, or the file. ``shadows`` are the origins that lost the name to this one; a
+    ``problem`` says why it can never run.
+    """
+
+    name: str
+    target: str
+    summary: str
+    origin: str
+    shadows: tuple[str, ...] = ()
+    problem: str = ""
+
+    def load(self) -> Task[Any] | typer.Typer:
+        """Import the task and check it. Raises PluginError, whatever the plug-in itself raised."""
+        if self.problem:
+            what = f"task {self.name!r} cannot be run: {self.problem}"
+            raise PluginError(what, where=self.origin, hint="rename it")
+        try:
+            task = _import(self.target)
+        except (Exception, SystemExit) as exc:  # a plug-in may fail in any way
+            hint = f"w2vtool tasks --check {self.name} shows the traceback"
+            what = f"task {self.name!r} cannot be loaded: {_cause(exc)}"
+            raise PluginError(what, where=self.origin, hint=hint) from exc
+        return self._checked(task)
+
+    def _checked(self, task: Any) -> Task[Any] | typer.Typer:
+        import typer
+
+        if isinstance(task, typer.Typer):
+            return task
+        if not isinstance(task, Task):
+            what = f"TASK is not a Task or a typer.Typer but a value of {type(task).__name__}"
+            raise PluginError(what, where=self.origin)
+        if task.api != API:
+            raise PluginError(
+                f"task {self.name!r} is for plug-in API {task.api}, this w2vtool has API {API}",
+                where=self.origin,
+                hint="update w2vtool" if task.api > API else "update the plug-in",
+            )
+        return task
+
+
+def discover(folder: Path | None = None) -> dict[str, TaskRef]:
+    """All tasks by name; built-in ones win over installed ones, those over local files.
+
+    ``folder`` holds the local ones; it is ``$W2VTOOL_PLUGINS`` (empty: none), else ``plugins``.
+    """
+    found: dict[str, TaskRef] = {}
+    for ref in _all(folder):
+        if ref.name in found:
+            first = found[ref.name]
+            found[ref.name] = replace(first, shadows=(*first.shadows, ref.origin))
+            continue
+        found[ref.name] = replace(ref, problem=_problem(ref.name, found))
+    return found
+
+
+def find(name: str) -> TaskRef:
+    """The task of that name. Raises ConfigError, with a suggestion, if there is none."""
+    found = discover()
+    if name not in found:
+        from w2vtool.nodes import did_you_mean
+
+        raise ConfigError(f"no task {name!r}", hint=did_you_mean(name, found))
+    return found[name]
+
+
+def _all(folder: Path | None) -> Iterator[TaskRef]:
+    for name, (target, summary) in BUILT_IN.items():
+        yield TaskRef(name, target, summary, BUILT_IN_ORIGIN)
+    yield from _installed()
+    if folder is None:
+        chosen = os.environ.get("W2VTOOL_PLUGINS")
+        if chosen == "":
+            return
+        folder = Path(chosen or "plugins")
+    if folder.is_dir():
+        for path in sorted(folder.glob("*.py")):
+            if not path.name.startswith("_"):
+                name = path.stem.replace("_", "-")
+                yield TaskRef(name, str(path), _first_line(path), str(path))
+
+
+def _installed() -> Iterator[TaskRef]:
+    from importlib.metadata import entry_points
+
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        dist = point.dist
+        origin = f"{dist.name} {dist.version}" if dist else "an installed package"
+        summary = (dist.metadata["Summary"] or "") if dist else ""
+        yield TaskRef(point.name, point.value, summary, origin)
+
+
+def _problem(name: str, found: dict[str, TaskRef]) -> str:
+    """Why a name cannot be a command, or nothing."""
+    if not _NAME.fullmatch(name):
+        return "a task name is made of lower-case words, digits and '-'"
+    first = name.partition(" ")[0]
+    if first in COMMANDS or first in _RECIPE_WORDS:
+        return f"{first!r} means something else in w2vtool"
+    if any(other.startswith(f"{name} ") or name.startswith(f"{other} ") for other in found):
+        return f"{first!r} is both a task and a group of tasks"
+    return ""
+
+
+def _first_line(path: Path) -> str:
+    """The first line of a module's docstring, read without running the module."""
+    try:
+        with warnings.catch_warnings():  # "invalid escape sequence" in somebody else's file
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_bytes(), path.name)
+    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError) as exc:
+        return f"(cannot be read: {_cause(exc)})"
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
+
+
+def _cause(exc: BaseException) -> str:
+    """An exception on one line."""
+    text = " ".join(str(exc).split())
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+
+
+def _import(target: str) -> Any:
+    if not target.endswith(".py"):
+        module, _, attribute = target.partition(":")
+        found: Any = importlib.import_module(module)
+        for name in filter(None, attribute.split(".")):
+            found = getattr(found, name)
+        return found
+    path = Path(target).absolute()
+    name = f"w2vtool_plugin_{path.stem}"
+    if getattr(sys.modules.get(name), "__file__", None) == str(path):
+        return sys.modules[name].TASK
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module_ = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module_
+    try:
+        spec.loader.exec_module(module_)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module_.TASK

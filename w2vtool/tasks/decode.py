@@ -1,0 +1,202 @@
+"""Transcribe audio with a CTC model: greedily, with a lexicon, or with an n-gram language model.
+
+Goes in: a fine-tuned checkpoint, and audio files, folders or manifests. Goes out: ``hyp.jsonl`` (id,
+text, scores, and reference and errors where a reference is known), and WER and CER with counts.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from w2vtool.errors import ConfigError, Stopped
+from w2vtool.schema import Config, DataConfig, TextConfig, knob
+from w2vtool.task import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from w2vtool.decoder.greedy import Hypothesis
+    from w2vtool.emissions import Job
+    from w2vtool.manifest import Utterance
+    from w2vtool.run import Run
+    from w2vtool.text import Tokens
+
+
+class BeamConfig(Config):
+    """How to search, and how to weigh; scores in nats."""
+
+    width: int = knob(50, "Hypotheses kept after each frame.", ge=1)
+    threshold: float = knob(18.0, "Hypotheses this much worse than the best go.", unit="nats", gt=0)
+    token_threshold: float = knob(
+        15.0, "Tokens this much worse than the frame's best are not tried.", unit="nats", ge=0
+    )
+    lm_weight: float = knob(
+        2.0,
+        "Weight of the language model's log10 probabilities, as in flashlight and fairseq.",
+        source="facts §7",
+    )
+    word_score: float = knob(0.0, "Bonus of each word.", unit="nats", source="facts §7")
+    sil_score: float = knob(0.0, "Bonus of each frame of the word separator.", unit="nats")
+    unk_score: float = knob(-5.0, "Bonus of a word outside of the lexicon (search: open).")
+    unk_letter_score: float = knob(-1.0, "Bonus of each of its letters (search: open).")
+
+
+class DecodeConfig(Config):
+    """What to transcribe, with which model, and how."""
+
+    data: DataConfig = knob(DataConfig(), "Splits of the recipe; used when no input is named.")
+    text: TextConfig = knob(TextConfig(), "Rules for transcripts, if a manifest is built.")
+    inputs: tuple[Path, ...] = knob((), "Audio files, folders or manifests.")
+    split: Literal["train", "valid", "test"] = knob("test", "Split of the recipe to transcribe.")
+    checkpoint: Path = knob(doc="Fine-tuned checkpoint, or the run folder that holds it.")
+    search: Literal["auto", "greedy", "lexicon", "open"] = knob(
+        "auto",
+        "greedy: best letter of each frame; lexicon: only words of the lexicon; open: any word. "
+        "auto: lexicon if one is given, open if only a language model is, else greedy.",
+    )
+    lm: Path | None = knob(None, "Word n-gram model: ARPA or KenLM binary.")
+    lexicon: Path | None = knob(None, "Words, one a line, or WORD<TAB>W O R D | lines.")
+    beam: BeamConfig = knob(BeamConfig(), "The beam search.")
+    device: str = knob("auto", "auto, cpu or cuda.")
+    batch_seconds: float = knob(60.0, "Audio in one batch.", unit="s", gt=0)
+    jobs: int = knob(2, "Processes that check audio files and folders.", ge=1)
+
+
+def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
+    """Run the model over the rows, search, score and write."""
+    from w2vtool import checkpoint, emissions
+    from w2vtool.device import choose
+
+    loaded = checkpoint.load(config.checkpoint)
+    model = loaded.ctc()
+    assert loaded.spec.tokens is not None
+    search = make_search(config, loaded.spec.tokens)
+    rows = open_rows(config, run)
+    seconds = sum(row.duration for _, row in rows)
+    run.note(checkpoint=str(loaded.path), search=search_name(config))
+    results = []
+    with run.progress(len(rows), "decoding", "utterances") as bar:
+        stream = emissions.log_probabilities(
+            rows, model, device=choose(config.device), batch_seconds=config.batch_seconds
+        )
+        for row, logp_TV in stream:
+            results.append(describe(row, search(logp_TV), loaded.spec.case))
+            bar.update(len(results))
+            if run.stop.signal is not None:
+                raise Stopped(run.stop.signal)
+    return report(results, seconds, config, run)
+
+
+def search_name(config: DecodeConfig) -> str:
+    """What ``search: auto`` means with what was given."""
+    if config.search != "auto":
+        return config.search
+    return "lexicon" if config.lexicon else "open" if config.lm else "greedy"
+
+
+def make_search(config: DecodeConfig, tokens: Tokens) -> Callable[[np.ndarray], Hypothesis]:
+    """From log-probabilities to the best hypothesis. Raises DataError for bad files."""
+    from w2vtool.decoder import beam, lexicon, lm
+    from w2vtool.decoder.greedy import greedy
+
+    name = search_name(config)
+    if name == "greedy":
+        if config.lm or config.lexicon:
+            raise ConfigError("search: greedy uses neither lm nor lexicon", where="decode.search")
+        return lambda logp_TV: greedy(logp_TV, tokens)
+    values = config.beam.model_dump()
+    options = beam.BeamOptions(
+        beam=values.pop("width"), mode="open" if name == "open" else "lexicon", **values
+    )
+    search = beam.Search(
+        tokens,
+        lexicon.read(config.lexicon, tokens) if config.lexicon else None,
+        lm.open_lm(config.lm) if config.lm else None,
+        options,
+    )
+    return lambda logp_TV: search(logp_TV)[0]
+
+
+def open_rows(config: DecodeConfig, run: Run) -> list[Job]:
+    """The rows of the inputs, or of the recipe's split."""
+    from w2vtool import emissions, splits
+
+    if config.inputs:
+        return emissions.open_inputs(config.inputs, jobs=config.jobs, say=run.say)
+    if not getattr(config.data, config.split):
+        raise ConfigError(
+            "nothing to transcribe", hint="name audio files, folders or manifests (.jsonl)"
+        )
+    opened = splits.open_split(config.data, config.split, case=config.text.case, say=run.say)
+    return [(opened, row) for row in opened.rows]
+
+
+def describe(row: Utterance, hypothesis: Hypothesis, case: str) -> dict[str, Any]:
+    """A line of ``hyp.jsonl``."""
+    from w2vtool.score import letter_errors, word_errors
+    from w2vtool.text import normalize
+
+    line = {"id": row.id, **hypothesis._asdict(), "duration": row.duration}
+    if row.text is not None:
+        reference = normalize(row.text, case)  # type: ignore[arg-type]
+        line["reference"] = reference
+        line["word_errors"] = word_errors(reference, hypothesis.text)._asdict()
+        line["letter_errors"] = letter_errors(reference, hypothesis.text)._asdict()
+    return line
+
+
+def report(
+    lines: list[dict[str, Any]], seconds: float, config: DecodeConfig, run: Run
+) -> dict[str, Any]:
+    """Write ``hyp.jsonl``, print texts or error rates, give the summary."""
+    from w2vtool.run import write_atomic
+    from w2vtool.score import Errors
+
+    path = run.folder / "hyp.jsonl"
+    if run.rank == 0:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_atomic(path, text)
+    summary: dict[str, Any] = {
+        "hyp": str(path),
+        "utterances": len(lines),
+        "audio_s": round(seconds, 2),
+        "search": search_name(config),
+    }
+    known = [line for line in lines if "reference" in line]
+    if not known:
+        for line in lines:
+            run.result(f"{line['id']}\t{line['text']}")
+        return summary
+    table = []
+    for name, unit in (("WER", "word_errors"), ("CER", "letter_errors")):
+        found = sum((Errors(**line[unit]) for line in known), Errors())
+        summary[name.lower()] = round(found.rate, 6)
+        summary[unit] = found._asdict()
+        table.append([name, f"{100 * found.rate:.2f} %", found.errors, found.reference, *found[:3]])
+    columns = ["", "rate", "errors", "of", "substituted", "deleted", "inserted"]
+    run.table(f"{search_name(config)}: {len(known)} utterances, {path}", columns, table)
+    return summary
+
+
+TASK = Task(
+    DecodeConfig,
+    decode,
+    flags={
+        "--checkpoint": "checkpoint",
+        "--lm": "lm",
+        "--lexicon": "lexicon",
+        "--search": "search",
+        "--beam": "beam.width",
+        "--lm-weight": "beam.lm_weight",
+        "--word-score": "beam.word_score",
+        "--split": "split",
+        "--device": "device",
+    },
+    inputs="inputs",
+    example="w2vtool decode --checkpoint runs/demo/finetune-ctc --lm runs/demo/lm-train/lm.arpa "
+    "--lexicon recipes/data/demo/words.txt recipes/data/demo/test.tsv",
+)

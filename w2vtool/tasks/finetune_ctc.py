@@ -1,0 +1,125 @@
+"""Fine-tune a pre-trained model with CTC on transcribed audio, or train one from scratch.
+
+Goes in: audio with transcripts, and a checkpoint (``model.init``). Goes out: a run folder with
+checkpoints that hold the vocabulary; validation counts letter and word errors of the greedy text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from w2vtool.schema import (
+    Config,
+    DataConfig,
+    Dropouts,
+    LoopConfig,
+    MaskConfig,
+    ModelConfig,
+    OptimConfig,
+    TextConfig,
+    knob,
+)
+from w2vtool.task import Task
+
+if TYPE_CHECKING:
+    from w2vtool.run import Run
+
+
+class FinetuneConfig(Config):
+    """Audio, text, network and loop; the defaults are fairseq's base_100h."""
+
+    data: DataConfig = knob(DataConfig(), "The audio.")
+    text: TextConfig = knob(TextConfig(), "How transcripts become tokens.")
+    model: ModelConfig = knob(ModelConfig(), "The network; init is the pre-trained checkpoint.")
+    dropouts: Dropouts = knob(
+        Dropouts(activation=0.1, layer_drop=0.1), "Regularisation.", source="facts §6.2"
+    )
+    mask: MaskConfig = knob(
+        MaskConfig(probability=0.65, channel_probability=0.5),
+        "Frames and channels hidden in training.",
+        source="facts §6.2",
+    )
+    freeze_updates: int = knob(
+        0,
+        "Updates in which only the head learns.",
+        ge=0,
+        source="fairseq freeze_finetune_updates",
+    )
+    feature_gradient: float = knob(
+        0.0,
+        "Factor on the gradient that reaches the feature encoder; 0 freezes it, as fairseq does.",
+        ge=0,
+    )
+    optim: OptimConfig = knob(
+        OptimConfig(lr=3e-5, eps=1e-8, weight_decay=0.0, schedule="tri-stage", warmup=0.1),
+        "Optimizer and schedule.",
+        source="facts §6.2",
+    )
+    loop: LoopConfig = knob(
+        LoopConfig(updates=80_000, bin_seconds=200.0, bins=8, max_seconds=40.0),
+        "Length and portions.",
+        source="facts §6.2",
+    )
+
+
+def finetune_ctc(config: FinetuneConfig, run: Run) -> dict[str, Any]:
+    """Join data, tokens, model and objective, and train."""
+    from functools import partial
+
+    from w2vtool import splits, training
+    from w2vtool.batches import ctc_batch
+    from w2vtool.objectives import Ctc
+
+    with training.start(config.loop, run) as place:
+        names = [name for name in ("train", "valid") if getattr(config.data, name)]
+        manifests = {
+            name: splits.open_split(config.data, name, case=config.text.case, say=run.say)
+            for name in names or ["train"]
+        }
+        tokens = training.tokens(config.text, manifests["train"])
+        for manifest in manifests.values():
+            training.check_text(manifest, tokens, config.text.case)
+        spec, weights = training.initial(config.model, "ctc", tokens=tokens, case=config.text.case)
+        model = training.build(spec, weights, config.dropouts, config.loop.seed)
+        batch = partial(ctc_batch, architecture=spec.architecture, tokens=tokens)
+        return training.fit(
+            run,
+            place,
+            model=model,
+            spec=spec,
+            objective=Ctc(
+                tokens,
+                manifests.get("valid", manifests["train"]),
+                config.text.case,
+                config.freeze_updates,
+                config.feature_gradient,
+                config.dropouts.layer_drop,
+            ),
+            splits={
+                name: training.split(
+                    manifest,
+                    config.loop,
+                    partial(batch, mask=config.mask if name == "train" else None),
+                    crop=False,
+                )
+                for name, manifest in manifests.items()
+            },
+            loop=config.loop,
+            optim=config.optim,
+            best_metric="wer",
+        )
+
+
+TASK = Task(
+    FinetuneConfig,
+    finetune_ctc,
+    flags={
+        "--init": "model.init",
+        "--updates": "loop.updates",
+        "--workers": "loop.workers",
+        "--device": "loop.device",
+        "--precision": "loop.precision",
+    },
+    example="w2vtool finetune-ctc recipes/librispeech.yaml --variant 100h "
+    "data.root=/corpora/LibriSpeech --init runs/librispeech/pretrain",
+)

@@ -1,0 +1,184 @@
+"""Build a manifest from folders of audio.
+
+Every file is decoded once; what cannot be used is listed with its reason, in the output and in full
+in ``<out>.rejected.jsonl``. Goes in: corpora in a known layout. Goes out: a manifest for training,
+decoding and extraction, and a summary of what is in it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from w2vtool.errors import ConfigError, Stopped
+from w2vtool.schema import Config, DataConfig, knob
+from w2vtool.task import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from w2vtool.console import Progress
+    from w2vtool.corpora import Report
+    from w2vtool.run import Run
+
+SHOWN_REJECTS = 20
+
+
+class ManifestConfig(Config):
+    """Where the audio is, and how its transcripts are written."""
+
+    data: DataConfig = knob(
+        DataConfig(), "Splits of the recipe: a manifest is built for each when no corpus is named."
+    )
+    roots: tuple[Path, ...] = knob(
+        (), "Corpora: folders, transcripts (.tsv) or single audio files; one manifest for all."
+    )
+    out: Path | None = knob(None, "The manifest to write, a .jsonl file.")
+    corpus: Literal["auto", "librispeech", "tsv", "folder"] = knob(
+        "auto",
+        "Layout: *.trans.txt beside audio, transcripts.tsv (path, text, speaker), or bare audio.",
+    )
+    jobs: int = knob(2, "Processes that decode audio.", ge=1)
+    strict: bool = knob(False, "Fail, and write no manifest, when anything is rejected.")
+    case: Literal["upper", "lower", "keep"] = knob("upper", "Case of the transcripts.")
+    punctuation: Literal["keep", "drop"] = knob(
+        "keep", "Whether punctuation in transcripts stays; apostrophes inside words always do."
+    )
+
+
+def run_manifest(config: ManifestConfig, run: Run) -> dict[str, Any]:
+    """Build the manifest, or those of a recipe's splits; print and return what is in them."""
+    from w2vtool import corpora, splits
+
+    if config.roots:
+        if config.out is None:
+            raise ConfigError("--out is needed", hint="--out data.jsonl")
+        build = partial(
+            corpora.build_manifest,
+            config.roots,
+            config.out,
+            layout=config.corpus,
+            jobs=config.jobs,
+            case=config.case,
+            punctuation=config.punctuation,
+            strict=config.strict,
+        )
+        return _build(build, run)
+    named = [name for name in splits.SPLITS if _has_parts(config.data, name)]
+    if not named:
+        raise ConfigError("no corpus given", hint="name folders with audio, or a recipe")
+    return {
+        name: _build(partial(splits.build, config.data, name, case=config.case), run)
+        for name in named
+    }
+
+
+def _has_parts(data: DataConfig, split: str) -> bool:
+    parts: tuple[str, ...] = getattr(data, split)
+    return bool(parts) and not parts[0].endswith(".jsonl")
+
+
+def _build(build: Callable[..., Report], run: Run) -> dict[str, Any]:
+    from w2vtool import manifest
+
+    with ExitStack() as stack:
+        bars: list[Progress] = []
+
+        def on_progress(done: int, total: int) -> None:
+            if run.stop.signal is not None:
+                raise Stopped(run.stop.signal)
+            if not bars:  # only now is known how many files there are
+                bars.append(stack.enter_context(run.progress(total, "decoding audio", "files")))
+            bars[0].update(done)
+
+        report = build(on_progress=on_progress)
+    summary = _summary(report)
+    summary["sha256"] = manifest.sha256(report.built.rows)
+    run.note(manifest=str(report.path), manifest_sha256=summary["sha256"])
+    _print(report, summary, run)
+    return summary
+
+
+def _summary(report: Report) -> dict[str, Any]:
+    from collections import Counter
+    from statistics import median
+
+    built = report.built
+    lengths = [row.duration for row in built.rows]
+    return {
+        "manifest": str(report.path),
+        "utterances": len(built.rows),
+        "hours": round(report.seconds / 3600, 4),
+        "speakers": len(report.speakers),
+        "seconds": {
+            "min": round(min(lengths), 3),
+            "median": round(median(lengths), 3),
+            "max": round(max(lengths), 3),
+        },
+        "with_text": sum(row.text is not None for row in built.rows),
+        "letters": "".join(sorted(report.letters)),
+        "rejected": dict(sorted(Counter(item.reason for item in built.rejected).items())),
+        "rejected_list": str(report.rejects_path) if report.rejects_path else None,
+        "resampled": {str(rate): files for rate, files in sorted(built.resampled.items())},
+        "mixed_down": built.mixed_down,
+        "silent": len(built.silent),
+        "duplicates": len(built.duplicates),
+    }
+
+
+def _print(report: Report, summary: dict[str, Any], run: Run) -> None:
+    built, lengths = report.built, summary["seconds"]
+    letters = f"{len(report.letters)}: {''.join(summary['letters'])}" if report.letters else "–"
+    hours = f"{report.seconds / 3600:.2f} h" if report.seconds >= 360 else f"{report.seconds:.1f} s"
+    rows = [
+        ("utterances", f"{summary['utterances']:,}"),
+        ("audio", hours),
+        ("speakers", f"{summary['speakers']:,}" if report.speakers else "unknown"),
+        ("shortest", f"{lengths['min']:.2f} s"),
+        ("median", f"{lengths['median']:.2f} s"),
+        ("longest", f"{lengths['max']:.2f} s"),
+        ("with text", f"{summary['with_text']:,}"),
+        ("letters", letters),
+        ("rejected", f"{len(built.rejected):,}"),
+    ]
+    run.table(f"wrote {report.path}", ("", ""), rows)
+    for rate, files in sorted(built.resampled.items()):
+        run.say(f"{_count(files, 'file')} at {rate} Hz will be resampled to 16 kHz")
+    if built.mixed_down:
+        run.say(f"{_count(built.mixed_down, 'stereo file')} mixed down to one channel")
+    if built.silent:
+        run.say(f"{_count(len(built.silent), 'file')} silent: {_first(built.silent)}")
+    if built.duplicates:
+        twins = [f"{one} = {other}" for one, other in built.duplicates]
+        run.say(f"{_count(len(twins), 'file')} with the same audio as another: {_first(twins)}")
+    if built.rejected:
+        shown = [(item.path, item.reason, item.detail) for item in built.rejected[:SHOWN_REJECTS]]
+        more = len(built.rejected) - len(shown)
+        title = f"rejected{f' (the first {len(shown)}; {more} more)' if more else ''}"
+        run.table(title, ("file", "reason", "detail"), shown)
+        run.say(f"all rejected files with reasons: {report.rejects_path}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+TASK = Task(
+    ManifestConfig,
+    run_manifest,
+    flags={
+        "--out": "out",
+        "--corpus": "corpus",
+        "--jobs": "jobs",
+        "--strict": "strict",
+        "--text": "case",
+    },
+    inputs="roots",
+    example="w2vtool manifest LibriSpeech/dev-clean --out dev.jsonl",
+)

@@ -1,0 +1,95 @@
+"""Pre-train wav2vec 2.0 on audio without transcripts, or go on from a checkpoint.
+
+Goes in: audio (``data.train``). Goes out: a run folder with checkpoints, metrics and the best step.
+Under torchrun the micro-batches of an update are spread over the processes. With ``--resume`` a
+stopped run goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from w2vtool.schema import (
+    Config,
+    DataConfig,
+    Dropouts,
+    LoopConfig,
+    MaskConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    TextConfig,
+    knob,
+)
+from w2vtool.task import Task
+
+if TYPE_CHECKING:
+    from w2vtool.run import Run
+
+
+class PretrainConfig(Config):
+    """Audio, network, loss and loop of pre-training; the defaults are BASE on LibriSpeech."""
+
+    data: DataConfig = knob(DataConfig(), "The audio.")
+    text: TextConfig = knob(TextConfig(), "Rules for transcripts, if a manifest is built.")
+    model: ModelConfig = knob(ModelConfig(), "The network.")
+    dropouts: Dropouts = knob(
+        Dropouts(hidden=0.1, attention=0.1, input=0.1, features=0.1, layer_drop=0.05),
+        "Regularisation.",
+        source="facts §1.4, BASE",
+    )
+    mask: MaskConfig = knob(MaskConfig(), "Which frames are to be guessed.")
+    objective: ObjectiveConfig = knob(ObjectiveConfig(), "The loss.")
+    optim: OptimConfig = knob(OptimConfig(), "Optimizer and schedule.")
+    loop: LoopConfig = knob(LoopConfig(), "Length and portions.")
+
+
+def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
+    """Join data, model and objective, and train."""
+    from functools import partial
+
+    from w2vtool import splits, training
+    from w2vtool.batches import pretrain_batch
+    from w2vtool.objectives import Contrastive
+
+    with training.start(config.loop, run) as place:
+        spec, weights = training.initial(config.model, "pretrain")
+        model = training.build(spec, weights, config.dropouts, config.loop.seed)
+        collate = partial(
+            pretrain_batch,
+            architecture=spec.architecture,
+            mask=config.mask,
+            max_seconds=config.loop.max_seconds,
+        )
+        manifests = {
+            name: splits.open_split(config.data, name, case=config.text.case, say=run.say)
+            for name in ("train", "valid")
+            if getattr(config.data, name) or name == "train"
+        }
+        return training.fit(
+            run,
+            place,
+            model=model,
+            spec=spec,
+            objective=Contrastive(config.objective, config.dropouts.layer_drop),
+            splits={
+                name: training.split(manifest, config.loop, collate, crop=True)
+                for name, manifest in manifests.items()
+            },
+            loop=config.loop,
+            optim=config.optim,
+            best_metric="loss",
+        )
+
+
+TASK = Task(
+    PretrainConfig,
+    pretrain,
+    flags={
+        "--updates": "loop.updates",
+        "--workers": "loop.workers",
+        "--device": "loop.device",
+        "--precision": "loop.precision",
+    },
+    example="w2vtool pretrain recipes/librispeech.yaml data.root=/corpora/LibriSpeech",
+)
