@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from w2vtool import audio, checkpoint, emissions, manifest, score
+    from w2vtool import audio, checkpoint, device, emissions, manifest, score
     from w2vtool.errors import (
         CheckpointError,
         ConfigError,
@@ -47,7 +47,7 @@ _HOMES = {
     "knob": "schema",
     "write_atomic": "run",
 }
-_MODULES = ("audio", "checkpoint", "emissions", "manifest", "score")
+_MODULES = ("audio", "checkpoint", "device", "emissions", "manifest", "score")
 
 __all__ = [
     "API",
@@ -68,6 +68,7 @@ __all__ = [
     "Utterance",
     "audio",
     "checkpoint",
+    "device",
     "emissions",
     "file_sha256",
     "knob",

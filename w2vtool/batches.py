@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from w2vtool.audio import SAMPLE_RATE
+from w2vtool.errors import DataError, UserError
 from w2vtool.manifest import Manifest
 from w2vtool.model.encoder import normalize
 from w2vtool.model.masking import CHANNELS, equalise, span_mask
@@ -88,7 +89,10 @@ def pretrain_batch(
     mask: MaskConfig,
     max_seconds: float,
 ) -> Batch:
-    """Crops of one length (the shortest row, at most ``max_seconds``), masked; no padding."""
+    """Crops of one length (the shortest row, at most ``max_seconds``), masked; no padding.
+
+    Raises DataError for a row with fewer than two masked frames: it has no negatives.
+    """
     waves = [_prepare(read(row), architecture) for row in part.rows]
     length = min(int(max_seconds * SAMPLE_RATE), *(len(wave) for wave in waves))
     crops = []
@@ -100,6 +104,14 @@ def pretrain_batch(
     frames_B = torch.full((len(crops),), frames)
     mask_BT = span_mask(key_B, frames_B, frames, mask.probability, mask.length)
     mask_BT = equalise(mask_BT, key_B)
+    masked = int(mask_BT[0].sum())
+    if masked < 2:
+        shortest = manifest.rows[part.rows[min(range(len(waves)), key=lambda i: len(waves[i]))]]
+        raise DataError(
+            f"{length / SAMPLE_RATE:.3f} s make {frames} frames, too few to guess masked ones",
+            where=shortest.id,
+            hint="raise min_seconds",
+        )
     return Batch(
         torch.stack(crops),
         None,
@@ -107,7 +119,7 @@ def pretrain_batch(
         part.key,
         part.rows.tolist(),
         mask_BT=mask_BT,
-        masked=int(mask_BT[0].sum()),
+        masked=masked,
         channel_mask_BD=_channel_mask(key_B, architecture, mask),
     )
 
@@ -132,9 +144,10 @@ def ctc_batch(
     masks: dict[str, Any] = {}
     if mask is not None:
         frames = int(frames_of(wave_BS.shape[1], architecture))
-        masks["mask_BT"] = span_mask(
-            key_B, frames_of(samples_B, architecture), frames, mask.probability, mask.length
-        )
+        if mask.probability:
+            masks["mask_BT"] = span_mask(
+                key_B, frames_of(samples_B, architecture), frames, mask.probability, mask.length
+            )
         masks["channel_mask_BD"] = _channel_mask(key_B, architecture, mask)
     return Batch(
         wave_BS,
@@ -169,7 +182,7 @@ def _channel_mask(key_B: Tensor, architecture: Architecture, mask: MaskConfig) -
     )
 
 
-class _Bins(Dataset[Batch]):
+class _Bins(Dataset[Batch | UserError]):
     """Bins by number, as the loader wants them, and decoded audio while there is room for it."""
 
     def __init__(self, manifest: Manifest, plan: Plan, collate: Collate, room: int) -> None:
@@ -177,8 +190,16 @@ class _Bins(Dataset[Batch]):
         self.room = room  # bytes
         self.heard: dict[int, np.ndarray] = {}
 
-    def __getitem__(self, number: int) -> Batch:
-        return self.collate(self.manifest, self.read, self.plan.bin(number))
+    def __getitem__(self, number: int) -> Batch | UserError:
+        """The batch, or what is wrong with it.
+
+        Why an error is returned: one that is raised in a worker loses its fields, and its message
+        becomes the worker's traceback.
+        """
+        try:
+            return self.collate(self.manifest, self.read, self.plan.bin(number))
+        except UserError as error:
+            return error
 
     def read(self, row: int) -> np.ndarray:
         """Samples of a row; small corpora are decoded once."""
@@ -208,7 +229,7 @@ def load(
     pin: bool = False,
     cache_megabytes: int = 0,
 ) -> Iterator[Batch]:
-    """Batches of the bins with these numbers, in this order."""
+    """Batches of the bins with these numbers, in this order. Raises what the collation raises."""
     loader = DataLoader(
         _Bins(manifest, plan, collate, cache_megabytes << 20),
         batch_size=None,
@@ -220,4 +241,7 @@ def load(
         # its own generator: starting a loader must not move the global one
         generator=torch.Generator(),
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch

@@ -2,10 +2,14 @@
 
     step-00001000/  model.safetensors  optimizer.safetensors  model.json  state.json  MANIFEST.json
 
+Goes in: a model, its optimizer, and how far the training is. Goes out: such a directory, and back.
 ``model.json`` holds kind, architecture, tokens and text rules: a checkpoint needs no other file.
-``MANIFEST.json`` holds the size and SHA-256 of each file; it is written last, into a directory with
-a temporary name, which is then renamed. A reader takes the newest directory that verifies. There is
-no pickle anywhere.
+``state.json`` holds the training, and which step of the run was best. ``MANIFEST.json`` holds the
+size and SHA-256 of each file; it is written last, into a directory with a temporary name, which is
+then renamed. A reader takes the newest directory that verifies. There is no pickle anywhere.
+
+Why the best step stands in the newest state, not in a file of its own: two files can disagree after
+a crash, one directory that appears at once cannot.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -28,7 +33,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from w2vtool.errors import CheckpointError
+from w2vtool.errors import CheckpointError, DataError
 from w2vtool.model.heads import CtcModel, PretrainModel
 from w2vtool.schema import Architecture, Dropouts
 from w2vtool.text import Tokens
@@ -36,6 +41,8 @@ from w2vtool.text import Tokens
 log = logging.getLogger(__name__)
 FORMAT = 1
 _FILES = ("model.safetensors", "model.json", "state.json")
+_NAME = re.compile(r"step-\d{8,}")
+_SHOWN = 8  # weights that do not fit, listed in one error
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class Checkpoint:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Load all weights. Raises CheckpointError that names every key or shape that does not fit."""
+    """Load all weights. Raises CheckpointError that names the keys and shapes that do not fit."""
     own = model.state_dict()
     problems = [f"{key} is missing" for key in own if key not in weights]
     problems += [f"{key} has no place" for key in weights if key not in own]
@@ -104,7 +111,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) ->
         if key in weights and own[key].shape != weights[key].shape
     ]
     if problems:
-        raise CheckpointError("weights do not fit: " + "; ".join(problems[:8]), where=where)
+        rest = len(problems) - _SHOWN
+        shown = [*problems[:_SHOWN], *([f"… and {rest} more"] if rest > 0 else [])]
+        raise CheckpointError("\n  ".join(["weights do not fit", *shown]), where=where)
     model.load_state_dict(dict(weights))
 
 
@@ -117,14 +126,17 @@ def save(
     optimizer: torch.optim.Optimizer | None = None,
     state: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write ``folder/step-…`` so that it is there completely or not at all; gives its path."""
+    """Write ``folder/step-…`` so that it is there completely or not at all; gives its path.
+
+    ``state`` must fit in JSON; its ``best_step`` is the number of the best one so far, or None.
+    """
     files = {
-        "model.safetensors": save_tensors(_contiguous(model.state_dict())),
+        "model.safetensors": save_tensors(_on_cpu(model.state_dict())),
         "model.json": _json(spec.to_json()),
-        "state.json": _json({"step": step, **(state or {})}),
+        "state.json": _json({"best_step": None, **(state or {}), "step": step}),
     }
     if optimizer is not None:
-        files["optimizer.safetensors"] = save_tensors(_optimizer_tensors(model, optimizer))
+        files["optimizer.safetensors"] = save_tensors(_on_cpu(_moments(model, optimizer)))
     hashes = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in files.items()
@@ -132,7 +144,7 @@ def save(
     files["MANIFEST.json"] = _json({"format": FORMAT, "files": hashes})  # last
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
-    part = folder / f".{final.name}.{uuid.uuid4().hex[:8]}"
+    part = _hidden(final)
     part.mkdir()
     try:
         for name, data in files.items():
@@ -140,8 +152,8 @@ def save(
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        if final.exists():  # saved before at this step, e.g. by a signal
-            shutil.rmtree(final)
+        _sync(part)
+        _discard(final)  # only there if it was damaged, or saved by a signal just now
         part.rename(final)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -150,40 +162,36 @@ def save(
     return final
 
 
-def prune(folder: Path, keep: int, best: int | None) -> None:
-    """Delete all but the newest ``keep`` checkpoints and the best one; sweep unfinished ones."""
+def prune(folder: Path, keep: int, best: int | None = None) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the best; sweep what a crash left."""
     for stale in folder.glob(".step-*"):
         shutil.rmtree(stale, ignore_errors=True)
-    steps = sorted(folder.glob("step-*"))
-    for path in steps[:-keep]:
-        if path.name != f"step-{best or -1:08d}":
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def mark_best(folder: Path, step: int, metric: str, value: float) -> None:
-    """Remember which step was best, atomically."""
-    part = folder / ".best.json"
-    part.write_bytes(_json({"step": step, "metric": metric, "value": value}))
-    part.rename(folder / "best.json")
+    steps, best = _steps(folder), best_step(folder)
+    for path in steps[keep:]:
+        if best is None or path.name != f"step-{best:08d}":
+            _discard(path)
 
 
 def best_step(folder: Path) -> int | None:
-    """The step that ``mark_best`` named, if any."""
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-        return int(json.loads((folder / "best.json").read_text())["step"])
+    """The step that was best when the newest readable checkpoint was saved, if any was."""
+    for path in _steps(folder):
+        with contextlib.suppress(CheckpointError):
+            state = json.loads(_read(path, "state.json", _manifest(path)))
+            return int(state["best_step"]) if state.get("best_step") else None
     return None
 
 
 def find(path: Path, *, best: bool = True) -> Path:
-    """The checkpoint directory that ``path`` means: itself, or one in a run folder.
+    """The checkpoint directory that ``path`` means: itself, or one in a run folder; verified.
 
     In a run folder it is the best one (with ``best``), or the newest that verifies.
     Raises CheckpointError when there is none.
     """
-    if (path / "MANIFEST.json").exists() or path.name.startswith("step-"):
+    if (path / "MANIFEST.json").exists() or (_NAME.fullmatch(path.name) and path.is_dir()):
+        verify(path)
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    steps = sorted(folder.glob("step-*"), reverse=True)
+    steps = _steps(folder)
     if not steps:
         raise CheckpointError(
             "no checkpoint here" if path.exists() else "no such checkpoint",
@@ -191,69 +199,56 @@ def find(path: Path, *, best: bool = True) -> Path:
             hint="give a run folder, or a step-… folder in its checkpoints/",
         )
     chosen = best_step(folder) if best else None
-    if chosen is not None and (folder / f"step-{chosen:08d}") in steps:
-        steps.insert(0, folder / f"step-{chosen:08d}")
+    steps.sort(key=lambda step: step.name != f"step-{chosen or 0:08d}")  # stable: the rest as it was
     problems = []
     for candidate in steps:
         try:
             verify(candidate)
         except CheckpointError as exc:
-            log.warning("%s; taking an older one", exc)
+            log.warning("%s: %s; taking another one", exc.where, exc.what)
             problems.append(exc)
         else:
             return candidate
     raise problems[0]
 
 
-def verify(path: Path) -> dict[str, bytes]:
-    """The bytes of all files, if all are as MANIFEST.json says. Raises CheckpointError."""
-    try:
-        listed = json.loads((path / "MANIFEST.json").read_bytes())["files"]
-        files = {name: (path / name).read_bytes() for name in listed}
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise CheckpointError(f"damaged checkpoint: {exc}", where=str(path)) from exc
-    missing = [name for name in _FILES if name not in files]
-    if missing:
-        raise CheckpointError(f"damaged checkpoint: {missing} not listed", where=str(path))
-    for name, data in files.items():
-        if hashlib.sha256(data).hexdigest() != listed[name]["sha256"]:
-            raise CheckpointError(
-                f"damaged checkpoint: {name} has {len(data)} bytes and another SHA-256 than "
-                f"when it was written ({listed[name]['bytes']} bytes)",
-                where=str(path),
-                hint="use an older checkpoint of the run, or restore this one from a copy",
-            )
-    return files
+def verify(path: Path) -> None:
+    """Check every byte of a checkpoint. Raises CheckpointError naming the file that is damaged."""
+    listed = _manifest(path)
+    for name in listed:
+        _read(path, name, listed)
 
 
 def load(path: Path, *, best: bool = True) -> Checkpoint:
     """Read a checkpoint directory, or the best (or newest) one of a run folder."""
     path = find(path, best=best)
-    files = verify(path)
+    listed = _manifest(path)
     try:
-        described = json.loads(files["model.json"])
-        if described["format"] != FORMAT:
-            raise CheckpointError(f"checkpoint format {described['format']}", where=str(path))
+        described = json.loads(_read(path, "model.json", listed))
         spec = Spec(
             described["kind"],
             Architecture(**described["architecture"]),
             Tokens.from_dict(described["tokens"]) if described["tokens"] else None,
             described["case"],
         )
-        weights = load_tensors(files["model.safetensors"])
-    except (ValueError, KeyError, SafetensorError) as exc:
+        state = json.loads(_read(path, "state.json", listed))
+        weights = load_tensors(_read(path, "model.safetensors", listed))
+    except (ValueError, KeyError, TypeError, DataError, SafetensorError) as exc:
         raise CheckpointError(f"cannot be read: {exc}", where=str(path)) from exc
-    return Checkpoint(path, spec, weights, json.loads(files["state.json"]))
+    if spec.kind not in ("pretrain", "ctc") or (spec.kind == "ctc" and spec.tokens is None):
+        raise CheckpointError(f"a checkpoint of kind {spec.kind!r}", where=str(path))
+    return Checkpoint(path, spec, weights, state)
 
 
 def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the optimizer's moments back, parameter by parameter name."""
-    try:
-        tensors = load_tensors(verify(path)["optimizer.safetensors"])
-    except KeyError as exc:
+    """Put the optimizer's moments back, parameter by parameter name. Raises CheckpointError."""
+    listed = _manifest(path)
+    if "optimizer.safetensors" not in listed:
         raise CheckpointError(
             "this checkpoint has no optimizer state", where=str(path), hint="start with model.init"
-        ) from exc
+        )
+    tensors = load_tensors(_read(path, "optimizer.safetensors", listed))
+    optimizer.state.clear()
     for name, parameter in model.named_parameters():
         if f"{name}/step" in tensors:
             optimizer.state[parameter] = {
@@ -266,7 +261,6 @@ def describe(path: Path) -> dict[str, Any]:
     """What ``w2vtool info`` prints: kind, sizes, vocabulary, training, files."""
     loaded = load(path)
     spec = loaded.spec
-    listed = json.loads((loaded.path / "MANIFEST.json").read_bytes())["files"]
     return {
         "path": str(loaded.path),
         "kind": spec.kind,
@@ -275,24 +269,96 @@ def describe(path: Path) -> dict[str, Any]:
         "tokens": list(spec.tokens.symbols) if spec.tokens else None,
         "case": spec.case,
         "state": loaded.state,
-        "files": {name: entry["sha256"] for name, entry in listed.items()},
+        "files": {name: entry["sha256"] for name, entry in _manifest(loaded.path).items()},
     }
 
 
-def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+def fingerprint(path: Path) -> str:
+    """SHA-256 of the weights, from the manifest of a verified checkpoint."""
+    return str(_manifest(path)["model.safetensors"]["sha256"])
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _steps(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, the newest first."""
+    found = (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def _manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """Size and hash of each file of a checkpoint. Raises CheckpointError.
+
+    It must be written as ``save`` writes it, byte by byte: nothing vouches for it but its form.
+    """
+    try:
+        data = (path / "MANIFEST.json").read_bytes()
+        content = json.loads(data)
+        listed = {
+            str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
+            for name, entry in content["files"].items()
+        }
+        version = content["format"]
+    except OSError as exc:
+        raise _damaged(path, f"MANIFEST.json: {exc.strerror}") from exc
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise _damaged(path, "MANIFEST.json is not as it was written") from exc
+    if version != FORMAT:
+        raise CheckpointError(
+            f"checkpoint format {version!r}; this w2vtool reads {FORMAT}", where=str(path)
+        )
+    missing = [name for name in _FILES if name not in listed]
+    if missing or data != _json({"format": FORMAT, "files": listed}):
+        raise _damaged(path, "MANIFEST.json is not as it was written")
+    return listed
+
+
+def _read(path: Path, name: str, listed: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """A file of a checkpoint, if it is as its manifest says. Raises CheckpointError."""
+    try:
+        data = (path / name).read_bytes()
+    except OSError as exc:
+        raise _damaged(path, f"{name}: {exc.strerror}") from exc
+    wanted = listed[name]
+    if len(data) != wanted["bytes"]:
+        raise _damaged(path, f"{name} has {len(data)} bytes, {wanted['bytes']} were written")
+    if hashlib.sha256(data).hexdigest() != wanted["sha256"]:
+        raise _damaged(path, f"{name} has another SHA-256 than when it was written")
+    return data
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"damaged checkpoint: {what}",
+        where=str(path),
+        hint="use an older checkpoint of the run, or restore this one from a copy",
+    )
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{name}/{key}": value.detach().cpu().contiguous()
+        f"{name}/{key}": value
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
 def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+
+
+def _discard(path: Path) -> None:
+    """Delete a checkpoint, if it is there, without ever leaving a part of it under its name."""
+    trash = _hidden(path)
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
@@ -303,7 +369,5 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def fingerprint(path: Path) -> str:
-    """SHA-256 of the weights, from the manifest of a verified checkpoint."""
-    listed = json.loads((path / "MANIFEST.json").read_bytes())["files"]
-    return str(listed["model.safetensors"]["sha256"])
+def mark_best(folder: Path, step: int, metric: str, value: float) -> None:
+    """Nothing: the best step stands in the state."""

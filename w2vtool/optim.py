@@ -34,9 +34,9 @@ def learning_rate(update: int, updates: int, config: OptimConfig) -> float:
     down to ``floor`` of the peak (the paper says linear, the code is exponential). constant: linear
     up, then flat.
     """
-    warmup = config.warmup * updates
+    warmup = round(config.warmup * updates)  # whole updates: a part of one would overshoot
     if config.schedule == "tri-stage":
-        hold_end = warmup + config.hold * updates
+        hold_end = warmup + round(config.hold * updates)
         if update < warmup:
             return config.lr * (0.01 + 0.99 * update / warmup)
         if update < hold_end:

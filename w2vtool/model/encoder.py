@@ -139,16 +139,21 @@ class PositionalConv(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """``[B, T, D]`` → ``[B, T, D]``; to be added to the input."""
-        x_BDT = F.conv1d(
-            x_BTD.transpose(1, 2),
-            self.weight(),
-            self.bias,
-            padding=self.kernel // 2,
-            groups=self.groups,
-        )
+        x_BDT = x_BTD.transpose(1, 2)
+        # float32 on CPUs also under bf16: oneDNN's bf16 kernel gives wrong sums for groups of 8 or
+        # 12 channels with an even number of taps (seen on AMX with torch 2.14; see its test).
+        with torch.autocast("cpu", enabled=False):
+            on_cpu = x_BDT.device.type == "cpu"
+            x_BDT = F.conv1d(
+                x_BDT.float() if on_cpu else x_BDT,
+                self.weight(),
+                self.bias,
+                padding=self.kernel // 2,
+                groups=self.groups,
+            )
         if self.kernel % 2 == 0:  # an even kernel gives one frame too many
             x_BDT = x_BDT[:, :, :-1]
-        return F.gelu(x_BDT).transpose(1, 2)
+        return F.gelu(x_BDT).transpose(1, 2).to(x_BTD.dtype)
 
 
 class SelfAttention(nn.Module):

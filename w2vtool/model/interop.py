@@ -8,12 +8,14 @@ the foreign classes that fairseq files hold; nothing in them is ever executed.
 from __future__ import annotations
 
 import ast
+import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from w2vtool.errors import CheckpointError
@@ -43,7 +45,9 @@ _CTC_BODY, _CTC_HEAD = "w2v_encoder.w2v_model.", "w2v_encoder.proj."
 _FOREIGN = re.compile(
     r"argparse\.Namespace|omegaconf\.[\w.]+|fairseq\.[\w.]+|typing\.Any"
     r"|builtins\.(dict|list|int|float|str|bool)|collections\.defaultdict"
+    r"|numpy\.(dtype|ndarray|(_?core\.)multiarray\.(scalar|_reconstruct))"
 )
+MAX_CONV_LAYERS = 100  # a specification that asks for more is a mistake or an attack
 
 
 class Imported(NamedTuple):
@@ -88,7 +92,10 @@ def from_fairseq(state: Mapping[str, Tensor], architecture: Architecture) -> dic
             missing += [key for key in keys if key not in left]
             continue
         value = torch.cat([left.pop(key) for key in keys])
-        if value.numel() != expected.numel():
+        # the codebook has its groups in one dimension there, in two here
+        if value.numel() != expected.numel() or (
+            value.shape != expected.shape and name != "quantizer.codebook"
+        ):
             raise CheckpointError(
                 f"{keys[0]} has shape {tuple(value.shape)}, {name} wants {tuple(expected.shape)}"
             )
@@ -132,12 +139,21 @@ def _fairseq_name(name: str, architecture: Architecture) -> str:
 
 
 def architecture_from_fairseq(settings: Mapping[str, Any]) -> Architecture:
-    """Sizes from fairseq's model options (``args`` or ``cfg.model``), defaults where not given."""
-    channels = _conv_spec(
-        settings.get("conv_feature_layers", "[(512,10,5)]+[(512,3,2)]*4+[(512,2,2)]*2")
-    )
+    """Sizes from fairseq's model options (``args`` or ``cfg.model``), defaults where not given.
+
+    Raises CheckpointError for options that make no network of ours.
+    """
+    try:
+        return _architecture(settings)
+    except ValidationError as exc:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors())
+        raise CheckpointError(f"the model options make no wav2vec 2.0 network: {wrong}") from exc
+
+
+def _architecture(settings: Mapping[str, Any]) -> Architecture:
+    spec = settings.get("conv_feature_layers", "[(512,10,5)]+[(512,3,2)]*4+[(512,2,2)]*2")
     return Architecture(
-        conv_layers=channels,
+        conv_layers=_conv_spec(str(spec)),
         extractor_norm="layer" if settings.get("extractor_mode") == "layer_norm" else "group",
         conv_bias=settings.get("conv_bias", False),
         width=settings.get("encoder_embed_dim", 768),
@@ -161,30 +177,42 @@ def _conv_spec(text: str) -> tuple[tuple[int, int, int], ...]:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             return value(node.left) + value(node.right)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-            return value(node.left) * int(ast.literal_eval(node.right))
+            times = int(ast.literal_eval(node.right))
+            if times > MAX_CONV_LAYERS:
+                raise ValueError(f"{times} layers")
+            return value(node.left) * times
         return list(ast.literal_eval(node))
 
     try:
         layers = value(ast.parse(text.strip(), mode="eval").body)
         return tuple((c, k, s) for c, k, s in layers)
-    except (SyntaxError, ValueError, TypeError) as exc:
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as exc:
         raise CheckpointError(f"conv_feature_layers cannot be read: {text!r}") from exc
 
 
 class _Foreign:
-    """Stands for an object of a foreign class: takes its state, has no behaviour."""
+    """Stands for an object of a foreign class: keeps arguments and state, has no behaviour."""
 
     def __new__(cls, *args: object, **kwargs: object) -> _Foreign:
-        return object.__new__(cls)
+        self = object.__new__(cls)
+        self.__dict__["arguments"] = args
+        return self
 
     def __setstate__(self, state: object) -> None:
         self.__dict__["state"] = state
 
 
+def _empty_dict(*_: object) -> dict[object, object]:
+    """Stands for ``defaultdict``, whose items the un-pickler then fills in."""
+    return {}
+
+
 def _plain(value: Any, depth: int = 0) -> Any:
     """Stand-ins as dicts, lists and values; OmegaConf's content without its bookkeeping."""
     if isinstance(value, _Foreign):
-        state = value.__dict__.get("state", {})
+        state, arguments = value.__dict__.get("state", {}), value.__dict__["arguments"]
+        if "state" not in value.__dict__ and len(arguments) == 1:  # a member of an Enum
+            return _plain(arguments[0], depth + 1)
         if isinstance(state, tuple):
             state = state[-1]
         for key in ("_content", "_val"):
@@ -208,9 +236,13 @@ def load_pickle(path: Path) -> dict[str, Any]:
     """
     try:
         names: Iterable[str] = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError, OSError) as exc:
+    except OSError as exc:
+        raise CheckpointError(f"cannot be read ({exc.strerror})", where=str(path)) from exc
+    except (ValueError, RuntimeError, pickle.UnpicklingError) as exc:
         raise CheckpointError(
-            f"not a checkpoint in torch's zip format: {exc}", where=str(path)
+            f"not a checkpoint in torch's zip format: {exc}",
+            where=str(path),
+            hint="a file written by torch before 1.6 must be saved again by a newer torch",
         ) from exc
     refused = [name for name in names if not _FOREIGN.fullmatch(name)]
     if refused:
@@ -219,9 +251,21 @@ def load_pickle(path: Path) -> dict[str, Any]:
             where=str(path),
             hint="a wav2vec 2.0 checkpoint needs none of these; do not load this file elsewhere",
         )
-    stubs = [(type(name.rpartition(".")[2], (_Foreign,), {}), name) for name in names]
-    with torch.serialization.safe_globals(stubs):  # type: ignore[arg-type]
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    stubs = [
+        (_empty_dict, name)
+        if name == "collections.defaultdict"
+        else (type(name.rpartition(".")[2], (_Foreign,), {}), name)
+        for name in names
+    ]
+    try:
+        with torch.serialization.safe_globals(stubs):  # type: ignore[arg-type]
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as exc:
+        # torch's own text advises to switch its protection off, so only its last part is passed on
+        reason = str(exc).partition("WeightsUnpickler error:")[2] or type(exc).__name__
+        raise CheckpointError(
+            f"the pickle cannot be read: {reason.strip().splitlines()[0]}", where=str(path)
+        ) from exc
     if not isinstance(loaded, dict) or "model" not in loaded:
         raise CheckpointError("no model in this file", where=str(path))
     return {key: value if key == "model" else _plain(value) for key, value in loaded.items()}

@@ -46,7 +46,7 @@ def _ranks(u_BT: Tensor) -> Tensor:
 
     Stable: which of two equal draws is first must not depend on the device or the row's width.
     """
-    return u_BT.argsort(1, stable=True).argsort(1, stable=True)
+    return u_BT.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
 
 
 def span_mask(
