@@ -9,6 +9,7 @@ Shape legend: B batch, S samples, T frames, M masked frames per row, L labels, D
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -241,7 +242,16 @@ def load(
         # its own generator: starting a loader must not move the global one
         generator=torch.Generator(),
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    batches: Any = iter(loader)
+    # Workers ignore SIGTERM, which is how Python ends them at exit before it waits for them: where
+    # an error keeps this generator alive until then, the program would never end.
+    stop = getattr(batches, "_shutdown_workers", lambda: None)  # none where there are no workers
+    atexit.register(stop)
+    try:
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    finally:
+        atexit.unregister(stop)
+        stop()

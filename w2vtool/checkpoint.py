@@ -162,7 +162,7 @@ def save(
     return final
 
 
-def prune(folder: Path, keep: int, best: int | None = None) -> None:
+def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest ``keep`` checkpoints and the best; sweep what a crash left."""
     for stale in folder.glob(".step-*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -199,7 +199,9 @@ def find(path: Path, *, best: bool = True) -> Path:
             hint="give a run folder, or a step-… folder in its checkpoints/",
         )
     chosen = best_step(folder) if best else None
-    steps.sort(key=lambda step: step.name != f"step-{chosen or 0:08d}")  # stable: the rest as it was
+    steps.sort(
+        key=lambda step: step.name != f"step-{chosen or 0:08d}"
+    )  # stable: the rest as it was
     problems = []
     for candidate in steps:
         try:
@@ -367,7 +369,3 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def mark_best(folder: Path, step: int, metric: str, value: float) -> None:
-    """Nothing: the best step stands in the state."""

@@ -11,6 +11,7 @@ with layer norms may be padded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,44 +22,69 @@ from torch import Tensor, nn
 from w2vtool import corpora, manifest
 from w2vtool.audio import SAMPLE_RATE
 from w2vtool.errors import DataError
-from w2vtool.manifest import Manifest, Utterance
+from w2vtool.manifest import Manifest, Rejected, Utterance
 from w2vtool.model.encoder import Wav2Vec2, normalize
 from w2vtool.model.heads import CtcModel
+from w2vtool.splits import known, remarks
 
 Job = tuple[Manifest, Utterance]
 T = TypeVar("T")
 CHUNK_ROWS = 256  # rows that are sorted by length, and held, together
-MIN_SAMPLES = 400  # one frame
 
 
 def open_inputs(
     paths: Sequence[Path], *, jobs: int = 1, say: Callable[[str], None] = lambda text: None
 ) -> list[Job]:
-    """Rows of audio files, folders and manifests, in the order given.
+    """Rows of audio files, folders, transcripts (``.tsv``) and manifests, in the order given.
 
-    Files that cannot be used are named through ``say`` and left out; raises DataError if none is
-    left, or an input does not exist.
+    What is said once goes through ``say``: files of a folder that cannot be used and are left out,
+    other sample rates, stereo. Raises DataError for every input without a usable file.
     """
-    rows: list[Job] = []
+    inputs = list(dict.fromkeys(paths))
+    opened = {path: manifest.read(path) for path in inputs if path.suffix == ".jsonl"}
+    for text in remarks(known([row for found in opened.values() for row in found.rows])):
+        say(text)
+    scans = _scan([path for path in inputs if path not in opened])
+    built = manifest.build([item for scan in scans.values() for item in scan.candidates], jobs=jobs)
+    rows = {row.id: replace(row, audio=str(Path(row.audio).absolute())) for row in built.rows}
+    left_out: dict[Path, list[Rejected]] = {}
+    for path, scan in scans.items():
+        mine = [rows[item.id] for item in scan.candidates if item.id in rows]
+        opened[path] = Manifest(path, mine, "")
+        files = {str(item.path) for item in scan.candidates}
+        rejected = [item for item in built.rejected if item.path in files]
+        left_out[path] = [*scan.problems, *rejected]
+    _refuse([left_out[path] for path in scans if not opened[path].rows])
+    for item in (item for found in left_out.values() for item in found):
+        say(f"left out: {item.path}: {item.detail} ({item.reason})")
+    for text in remarks(built):
+        say(text)
+    return [(opened[path], row) for path in inputs for row in opened[path].rows]
+
+
+def _scan(paths: Sequence[Path]) -> dict[Path, corpora.Scan]:
+    """Utterances of each input; an id that was there before gives way to the path."""
+    scans: dict[Path, corpora.Scan] = {}
+    ids: set[str] = set()
     for path in paths:
-        if path.suffix == ".jsonl":
-            opened = manifest.read(path)
-            rows += [(opened, row) for row in opened.rows]
-            continue
-        found = corpora.scan(path)
-        built = manifest.build(found.candidates, jobs=jobs)
-        rejected = [*found.problems, *built.rejected]
-        if not built.rows:
-            first = rejected[0] if rejected else None
-            raise DataError(
-                first.detail if first else "no audio found",
-                where=first.path if first else str(path),
-            )
-        for item in rejected:
-            say(f"left out: {item.path}: {item.detail} ({item.reason})")
-        made = Manifest(Path.cwd() / "-", built.rows, "")
-        rows += [(made, row) for row in built.rows]
-    return rows
+        found, candidates = corpora.scan(path), []
+        for item in found.candidates:
+            if item.id in ids:
+                item = item._replace(id=str(item.path.absolute().with_suffix("")).lstrip("/"))
+            ids.add(item.id)
+            candidates.append(item)
+        scans[path] = corpora.Scan(candidates, found.problems)
+    return scans
+
+
+def _refuse(useless: list[list[Rejected]]) -> None:
+    """Raise DataError for inputs of which nothing is left, each with its first reason."""
+    facts = [(found[0].path, found[0].detail) for found in useless if found]
+    if len(facts) == 1:
+        raise DataError(facts[0][1], where=facts[0][0])
+    if facts:
+        shown = [f"{path}: {detail}" for path, detail in facts]
+        raise DataError("\n  ".join([f"{len(facts)} inputs cannot be used", *shown]))
 
 
 def over(
@@ -71,7 +97,8 @@ def over(
 ) -> Iterator[tuple[Utterance, T]]:
     """``compute(wave_BS, samples_B)`` over all rows, in batches; gives rows in their order.
 
-    Raises DataError for a row too short for a single frame.
+    ``model`` is what is computed with, ``body`` its network. Raises DataError for a row that cannot
+    be read, or is too short for a single frame.
     """
     model.to(device).eval()
     for start in range(0, len(rows), CHUNK_ROWS):
@@ -82,7 +109,7 @@ def over(
             lengths = torch.tensor([len(wave) for wave in waves])
             padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True).to(device)
             equal = bool((lengths == lengths[0]).all())
-            with torch.no_grad():
+            with torch.inference_mode():
                 values = compute(padded, None if equal else lengths.to(device))
             results.update(zip((index for index, _ in batch), values, strict=True))
         for index, (_, row) in enumerate(chunk):
@@ -98,9 +125,9 @@ def _batches(
     for index in sorted(range(len(chunk)), key=lambda i: chunk[i][1].samples):
         source, row = chunk[index]
         wave = torch.from_numpy(source.audio(row))
-        if len(wave) < MIN_SAMPLES:
+        if not int(body.feature_encoder.frames(torch.tensor(len(wave)))):
             raise DataError(
-                f"{len(wave)} samples are too short for one frame ({MIN_SAMPLES})",
+                f"{len(wave)} samples are too short for one frame",
                 where=f"{source.path} ({row.id})",
             )
         wave = normalize(wave) if body.architecture.normalize else wave

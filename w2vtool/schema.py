@@ -152,8 +152,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "norm_first": True,
         "normalize": True,
     },
-    # For CPUs: narrow early convolutions, where most of the time goes. The bias keeps the latents of
-    # digital silence away from zero, where LayerNorm would blow them up (docs/small.md).
+    # For CPUs: narrow early convolutions, where most of the time goes. The bias keeps the latents
+    # of digital silence away from zero, where LayerNorm would blow them up (docs/small.md).
     "small": {
         "conv_bias": True,
         "norm_first": True,
@@ -214,7 +214,10 @@ class Dropouts(Config):
 
 
 class DataConfig(Config):
-    """Where the audio is. A split is a list of manifests (``.jsonl``) or of parts of ``root``."""
+    """Where the audio is. A split is a list of manifests (``.jsonl``) or of parts of ``root``.
+
+    A relative manifest is looked for under ``root``, then in the current directory.
+    """
 
     root: Path | None = knob(None, "Folder that the parts of the splits lie in.")
     corpus: Literal["auto", "librispeech", "tsv", "folder"] = knob(

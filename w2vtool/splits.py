@@ -1,23 +1,31 @@
 """The splits of a recipe's ``data`` section as manifests, built from the corpus where missing.
 
 Goes in: ``DataConfig``. Goes out: ``Manifest``s, and for each one that had to be built its report.
+
+Why what a manifest was built from lies beside it: with another ``data.root`` or other parts, the
+manifest of an earlier run would be the wrong data, and nothing would tell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
+from w2vtool.audio import SAMPLE_RATE
 from w2vtool.corpora import Report, build_manifest
 from w2vtool.errors import ConfigError, DataError
-from w2vtool.manifest import Manifest, Utterance, read, sha256
-from w2vtool.plan import key
+from w2vtool.manifest import Built, Manifest, Utterance, read, sha256
+from w2vtool.run import write_atomic
 from w2vtool.schema import DataConfig
+from w2vtool.text import Case
 
 SPLITS = ("train", "valid", "test")
-Case = Literal["upper", "lower", "keep"]
+POLL_SECONDS = 0.5
 
 
 def path_of(data: DataConfig, split: str) -> Path:
@@ -46,8 +54,7 @@ def build(
             where=f"data.{split}",
             hint=f"is data.root={data.root} the right folder?",
         )
-    data.manifests.mkdir(parents=True, exist_ok=True)
-    return build_manifest(
+    report = build_manifest(
         parts,
         path_of(data, split),
         layout=data.corpus,
@@ -55,6 +62,8 @@ def build(
         case=case,
         on_progress=on_progress,
     )
+    write_atomic(_source_path(data, split), json.dumps(_source(data, split, case)) + "\n")
+    return report
 
 
 def open_split(
@@ -63,44 +72,99 @@ def open_split(
     *,
     case: Case = "upper",
     say: Callable[[str], None] = lambda text: None,
+    wait: bool = False,
 ) -> Manifest:
     """The manifest of a split; parts of the corpus are scanned first if that was not done yet.
 
-    Raises ConfigError when the split is not given.
+    A relative ``.jsonl`` is looked for in ``data.root`` first, then in the current folder. With
+    ``wait``, another process scans. Raises ConfigError when the split is not given.
     """
     parts: tuple[str, ...] = getattr(data, split)
     if not parts:
         raise ConfigError(f"data.{split} is not given", hint=f"data.{split}=[manifest.jsonl]")
-    paths = [Path(part).expanduser() for part in parts if part.endswith(".jsonl")]
+    paths = [_locate(data, part) for part in parts if part.endswith(".jsonl")]
+    built: Built | None = None
     if len(paths) < len(parts):
         if paths:
             raise ConfigError(f"data.{split} mixes manifests and parts of a corpus")
         paths = [path_of(data, split)]
-        if not paths[0].exists():
+        while wait and not _is_built(data, split, case):
+            time.sleep(POLL_SECONDS)
+        if not _is_built(data, split, case):
             say(f"building {paths[0]} from {', '.join(parts)} in {data.root}")
             report = build(data, split, case=case)
+            built = report.built
             if report.rejects_path is not None:
-                say(f"{len(report.built.rejected)} files rejected, see {report.rejects_path}")
+                say(f"{len(built.rejected)} files rejected, see {report.rejects_path}")
     opened = read(paths[0]) if len(paths) == 1 else _join([read(path) for path in paths])
+    for text in remarks(built or known(opened.rows)):
+        say(f"{split}: {text}")
     return _subset(opened, data.hours) if split == "train" and data.hours else opened
+
+
+def remarks(built: Built) -> Iterator[str]:
+    """What happens to the audio that a person should know, once for all files."""
+    for rate, files in sorted(built.resampled.items()):
+        noun = "file" if files == 1 else "files"
+        yield f"{files:,} {noun} at {rate} Hz will be resampled to 16 kHz"
+    if built.mixed_down:
+        stereo = "stereo file" if built.mixed_down == 1 else "stereo files"
+        yield f"{built.mixed_down:,} {stereo} mixed down to one channel"
+
+
+def known(rows: Sequence[Utterance]) -> Built:
+    """What rows of a manifest know of their files: the rates."""
+    return Built(resampled=Counter(r.sample_rate for r in rows if r.sample_rate != SAMPLE_RATE))
+
+
+def _locate(data: DataConfig, part: str) -> Path:
+    path = Path(part).expanduser()
+    if data.root is not None and (data.root / path).exists():
+        return data.root / path
+    return path
+
+
+def _source(data: DataConfig, split: str, case: Case) -> dict[str, object]:
+    """What the manifest of a split is built from."""
+    root = str(data.root.absolute()) if data.root else None
+    return {"root": root, "parts": list(getattr(data, split)), "corpus": data.corpus, "case": case}
+
+
+def _source_path(data: DataConfig, split: str) -> Path:
+    return path_of(data, split).with_suffix(".source.json")
+
+
+def _is_built(data: DataConfig, split: str, case: Case) -> bool:
+    """Whether the manifest is there, and made of what is asked for now (if that is known)."""
+    if not path_of(data, split).exists():
+        return False
+    try:
+        found = json.loads(_source_path(data, split).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return True  # put there by hand
+    except ValueError:
+        return False
+    return bool(found == _source(data, split, case))
 
 
 def _join(manifests: list[Manifest]) -> Manifest:
     rows: list[Utterance] = []
     for manifest in manifests:
         rows += [replace(r, audio=str(manifest.audio_path(r).absolute())) for r in manifest.rows]
-    ids = [row.id for row in rows]
-    if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
-        raise DataError(f"id {twice!r} is in more than one of the manifests of a split")
+    twice = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{len(twice)} ids are in more than one manifest of a split, first {twice[0]!r}",
+            where=", ".join(str(manifest.path) for manifest in manifests),
+        )
     return Manifest(manifests[0].path, rows, sha256(rows))
 
 
 def _subset(manifest: Manifest, hours: float) -> Manifest:
     """The first ``hours`` of a fixed shuffle by id; in the order of the manifest."""
 
-    def place(row: Utterance) -> int:
-        return key(int.from_bytes(row.id.encode()[-7:], "big"), len(row.id), 1)
+    def place(row: Utterance) -> bytes:
+        return hashlib.blake2b(row.id.encode(), digest_size=8).digest()
 
     chosen, seconds = set(), 0.0
     for row in sorted(manifest.rows, key=place):

@@ -4,142 +4,49 @@ Goes in: a model, an objective (``objective(model, batch, step) -> Loss``), a pl
 and where to report. Goes out: a trained model and its checkpoints. An update is the sum of the
 gradients of ``bins`` micro-batches over all processes, divided once by the sum of their counts; so
 micro-batches, accumulation and processes give the same step. Everything random comes from keys of
-the plan, so that a resumed run is the run that never stopped.
+the plan, and all that is not in the weights is in the checkpoint's state, so that a resumed run is
+the run that never stopped, its metrics included.
+
+Why nothing waits for the device between two lines of metrics: counts, skipped updates and what
+signals ask for are added up there, and read when a line is due (signals: one update later).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from w2vtool import checkpoint
-from w2vtool.batches import Batch, Collate, load
+from w2vtool.batches import Batch
 from w2vtool.device import add_up, add_up_gradients, autocast
-from w2vtool.errors import Stopped
+from w2vtool.errors import CheckpointError, Stopped
+from w2vtool.feed import BinNumbers, Pass, Split, loader_errors, read
 from w2vtool.losses import Loss
-from w2vtool.manifest import Manifest
+from w2vtool.metrics import Ratios, Recorder, Report
 from w2vtool.optim import adamw, learning_rate
-from w2vtool.plan import Plan
+from w2vtool.run import jsonable
 from w2vtool.schema import LoopConfig, OptimConfig
 
 log = logging.getLogger(__name__)
 
 
 class Objective(Protocol):
-    """What is minimised. ``model`` is in training mode, or in evaluation mode for validation."""
+    """What is minimised. ``model`` is in training mode, or in evaluation mode for validation.
+
+    With a method ``prepare(model, step)``, that is called before each update: to freeze and thaw.
+    """
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> Loss:
         """The loss of one micro-batch at update ``step``."""
         ...
-
-
-class Recorder(Protocol):
-    """What the loop reports to; ``w2vtool.run.Run`` is one."""
-
-    stop: Any  # .signal: int | None, .save: bool
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Write a line of metrics."""
-
-    def progress(self, total: float, what: str, unit: str = "") -> AbstractContextManager[Any]:
-        """A progress display: ``bar.update(done, **fields)``."""
-        ...
-
-
-@dataclass(frozen=True)
-class Split:
-    """A manifest, its plan, and how its bins become batches."""
-
-    manifest: Manifest
-    plan: Plan
-    collate: Collate
-
-
-@dataclass
-class Sums:
-    """Running sums of what is reported; added up over processes when read."""
-
-    total: Tensor | float = 0.0
-    count: Tensor | float = 0.0
-    parts: dict[str, Any] = field(default_factory=lambda: defaultdict(float))
-    means: dict[str, Any] = field(default_factory=lambda: defaultdict(float))
-    rates: dict[str, Any] = field(default_factory=dict)
-    batches: int = 0
-
-    def add(self, loss: Loss) -> None:
-        """Add one micro-batch."""
-        self.total = self.total + loss.total.detach()
-        self.count = self.count + loss.count
-        self.batches += 1
-        for name, value in loss.parts.items():
-            self.parts[name] = self.parts[name] + value
-        for name, value in loss.means.items():
-            self.means[name] = self.means[name] + value
-        for name, (errors, reference) in loss.rates.items():
-            before = self.rates.get(name, (0, 0))
-            self.rates[name] = (before[0] + errors, before[1] + reference)
-
-    def read(self, device: torch.device) -> dict[str, float]:
-        """Averages: loss and parts per count, means per micro-batch."""
-        flat = [self.total, self.count, self.batches, *self.parts.values(), *self.means.values()]
-        flat += [number for pair in self.rates.values() for number in pair]
-        stacked = torch.stack([torch.as_tensor(v, device=device).double() for v in flat])
-        total, count, batches, *rest = add_up(stacked).tolist()
-        values = iter(rest)
-        return {
-            "loss": total / max(count, 1),
-            **{name: next(values) / max(count, 1) for name in self.parts},
-            **{name: next(values) / max(batches, 1) for name in self.means},
-            **{name: next(values) / max(next(values), 1) for name in self.rates},
-        }
-
-
-class BinNumbers:
-    """Numbers of the bins that this process takes, from an update on, in order."""
-
-    def __init__(self, first: int, last: int, bins: int, rank: int, world: int) -> None:
-        self.first, self.last, self.bins, self.rank, self.world = first, last, bins, rank, world
-
-    def __iter__(self) -> Iterator[int]:
-        for update in range(self.first, self.last):
-            yield from range(update * self.bins + self.rank, (update + 1) * self.bins, self.world)
-
-    def __len__(self) -> int:
-        mine = len(range(self.rank, self.bins, self.world))
-        return mine * (self.last - self.first)
-
-
-def evaluate(
-    model: nn.Module,
-    objective: Objective,
-    split: Split,
-    *,
-    device: torch.device,
-    precision: Any,
-    rank: int,
-    world: int,
-    step: int,
-) -> dict[str, float]:
-    """Averages of the objective over one pass of a split, spread over the processes."""
-    sums = Sums()
-    model.eval()
-    numbers = list(range(rank, split.plan.bins_per_epoch, world))
-    with torch.no_grad():
-        for batch in load(split.manifest, split.plan, split.collate, numbers):
-            with autocast(device, precision):
-                sums.add(objective(model, batch.to(device), step))
-    model.train()
-    return sums.read(device)
 
 
 @dataclass
@@ -159,77 +66,142 @@ class Training:
     world: int = 1
     best_metric: str = "loss"
     done: int = 0
+    saved: int = 0  # the step of the newest checkpoint
+    due: bool = False  # whether this step is yet to be validated
     best: float = math.inf
-    seconds: float = 0.0  # of audio seen
-    skipped: int = 0  # updates whose gradient was not finite
+    best_step: int | None = None
+    validated: dict[str, float] = field(default_factory=dict)  # the last validation
 
     def __post_init__(self) -> None:
         self.model.to(self.device)
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = adamw(trainable, self.optim)
+        self.optimizer = adamw([p for p in self.model.parameters() if p.requires_grad], self.optim)
+        self.window = Ratios()  # since the last line of metrics
+        # seconds of audio heard and updates skipped, by all processes
+        self.tally = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.wishes = torch.zeros(3, dtype=torch.float64)  # SIGTERM, SIGINT, save
+        self._copied: tuple[Tensor, torch.cuda.Event] | None = None
+        if self.valid is not None:
+            self.valid_pass = Pass(self.valid, self.loop, self.rank, self.world)
 
     def save(self) -> None:
-        """Write a checkpoint (rank 0), keep the newest few and the best."""
-        if self.rank:
-            return
+        """Write a checkpoint (rank 0), keep the newest few and the best; all processes call it."""
+        seconds, skipped = self.tally.tolist()
         state = {
-            "best": self.best if math.isfinite(self.best) else None,
-            "seconds": self.seconds,
-            "skipped": self.skipped,
+            "seconds": seconds,
+            "skipped": int(skipped),
+            "window": self.window.total(self.device),
+            "due": self.due,
+            "best": self.best,
+            "best_step": self.best_step,
+            "validated": self.validated,
             "seed": self.loop.seed,
             "manifest": self.train.manifest.sha256,
         }
+        self.saved = self.done
+        self.wishes[2] = 0.0
+        if self.rank:
+            return
         checkpoint.save(
-            self.folder, self.done, self.model, self.spec, optimizer=self.optimizer, state=state
+            self.folder,
+            self.done,
+            self.model,
+            self.spec,
+            optimizer=self.optimizer,
+            state=jsonable(state),
         )
-        checkpoint.prune(self.folder, self.loop.keep, checkpoint.best_step(self.folder))
+        checkpoint.prune(self.folder, self.loop.keep)
 
     def resume(self) -> None:
-        """Go back to the newest checkpoint that verifies; without any, start at 0."""
+        """Go back to the newest checkpoint that verifies; without any, start at 0.
+
+        Raises CheckpointError when all are damaged, or belong to another model or vocabulary.
+        """
         if not any(self.folder.glob("step-*")):
             return
         loaded = checkpoint.load(self.folder, best=False)
+        parts = ("kind", "architecture", "tokens", "case")
+        differ = [p for p in parts if getattr(loaded.spec, p) != getattr(self.spec, p)]
+        if differ:
+            raise CheckpointError(
+                f"the run was started with another {', '.join(differ)}",
+                where=str(loaded.path),
+                hint="resume with the settings of the first run, or start a new one",
+            )
         checkpoint.load_weights(self.model, loaded.weights, str(loaded.path))
         checkpoint.load_optimizer(loaded.path, self.model, self.optimizer)
-        state = loaded.state
-        self.done, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
-        self.best = math.inf if state["best"] is None else state["best"]
-        if state["manifest"] != self.train.manifest.sha256:
-            log.warning("the training manifest has changed since %s was saved", loaded.path)
+        try:
+            self._take(loaded.state)
+        except (KeyError, TypeError, ValueError) as exc:
+            what = f"the state of the training cannot be read ({exc!r})"
+            hint = "start a new run from its weights with model.init"
+            raise CheckpointError(what, where=str(loaded.path), hint=hint) from exc
+        for key, now in (("manifest", self.train.manifest.sha256), ("seed", self.loop.seed)):
+            if loaded.state[key] != now:
+                log.warning("%s has changed since %s was saved", key, loaded.path)
         log.info("resumed at update %d from %s", self.done, loaded.path)
 
-    def update(self, batches: Iterator[Batch], sums: Sums) -> Tensor:
-        """One optimizer update; gives the gradient norm. A gradient that is not finite is skipped.
+    def _take(self, state: Mapping[str, Any]) -> None:
+        """Be as far as ``state`` says; JSON has null for NaN and infinity."""
+        self.done = self.saved = int(state["step"])
+        self.tally[0], self.tally[1] = state["seconds"], state["skipped"]
+        mine = 0.0 if self.rank else 1.0  # the sums of all processes, kept by the first
+        self.window = Ratios(
+            {
+                name: (mine * _number(over), mine * _number(under))
+                for name, (over, under) in state["window"].items()
+            }
+        )
+        self.due = bool(state["due"])
+        self.best = math.inf if state["best"] is None else float(state["best"])
+        self.best_step = state["best_step"]
+        self.validated = {name: _number(value) for name, value in state["validated"].items()}
 
-        The skip happens on the device (``found_inf`` of the fused optimizer), without asking it.
+    def update(self, batches: Iterator[Batch], stop: Any) -> Tensor | None:
+        """One optimizer update; gives the gradient norm.
+
+        A gradient that is not finite changes nothing but the count of skipped updates; that is
+        decided on the device (``found_inf`` of the fused optimizer), without asking it. Alone, a
+        process leaves in the middle of an update when a signal comes: None, as if never begun.
         """
-        self.objective_step()
+        self._prepare()
+        before, heard = Ratios(self.window.sums), 0.0
         count: Tensor | float = 0.0
         for _ in range(self.rank, self.loop.bins, self.world):
-            batch = next(batches).to(self.device)
+            if self.world == 1 and stop.signal:
+                self.optimizer.zero_grad(set_to_none=True)
+                self.window = before
+                self._heed(self._wish(stop))
+                return None
+            batch = next(batches)
+            heard += batch.seconds  # before it is on the device, which would have to be asked
+            batch = batch.to(self.device)
             torch.manual_seed(batch.key)  # dropout: the same wherever and whenever this bin runs
             with autocast(self.device, self.loop.precision):
                 loss = self.objective(self.model, batch, self.done)
             loss.total.backward()
             count = count + loss.count
-            sums.add(loss)
-            self.seconds += batch.seconds
+            self.window.add(loss)
         add_up_gradients(self.model)
-        total = add_up(torch.as_tensor(count, dtype=torch.float32, device=self.device))
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        torch._foreach_div_(gradients, total.clamp(min=1))
+        sums = torch.tensor([0.0, heard], dtype=torch.float64).to(self.device, non_blocking=True)
+        shared = torch.cat([sums, self._wish(stop)])
+        shared[0] += count
+        add_up(shared)
+        trained = [p for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in trained if p.grad is not None]
+        torch._foreach_div_(gradients, shared[0].clamp(min=1).float())
         norm = nn.utils.get_total_norm(gradients)
         if self.optim.clip:
-            nn.utils.clip_grads_with_norm_(
-                [p for p in self.model.parameters() if p.grad is not None], self.optim.clip, norm
-            )
-        self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+            nn.utils.clip_grads_with_norm_(trained, self.optim.clip, norm)
+        skip = (~torch.isfinite(norm)).float()
+        self.optimizer.found_inf = skip  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.tally += torch.stack([shared[1], skip.double()])
+        self._heed(shared[2:])
         self.done += 1
         return norm
 
-    def objective_step(self) -> None:
+    def _prepare(self) -> None:
         """Set the learning rate, and let the objective freeze or thaw parts of the model."""
         rate = learning_rate(self.done, self.loop.updates, self.optim)
         for group in self.optimizer.param_groups:
@@ -238,115 +210,92 @@ class Training:
         if prepare is not None:
             prepare(self.model, self.done)
 
+    @property
+    def signal(self) -> int | None:
+        """The signal to stop for: the same in all processes, whichever of them got it."""
+        return SIGTERM if self.wishes[0] else SIGINT if self.wishes[1] else None
+
+    def _wish(self, stop: Any) -> Tensor:
+        """What signals ask of this process, as numbers that can be added up."""
+        save, stop.save = bool(stop.save), False
+        mine = [stop.signal == SIGTERM, stop.signal not in (None, SIGTERM), save]
+        return torch.tensor(mine, dtype=torch.float64).to(self.device, non_blocking=True)
+
+    def _heed(self, wishes: Tensor) -> None:
+        """Take note of what was asked of any process; from CUDA, of the time before this one."""
+        if wishes.device.type == "cuda":
+            event = torch.cuda.Event()
+            later, wishes = wishes.to("cpu", non_blocking=True), torch.zeros(3, dtype=torch.float64)
+            event.record()
+            if self._copied is not None:
+                self._copied[1].synchronize()
+                wishes = self._copied[0]
+            self._copied = (later, event)
+        self.wishes = torch.maximum(self.wishes, wishes)
+
+    def evaluate(self, stop: Any) -> dict[str, float] | None:
+        """Averages of the objective over the validation split; None when a signal came."""
+        ratios = Ratios()
+        self.model.eval()
+        with torch.no_grad():
+            for batch, counted in self.valid_pass:
+                self._heed(add_up(self._wish(stop)))
+                if self.signal:
+                    break
+                with autocast(self.device, self.loop.precision):
+                    loss = self.objective(self.model, batch.to(self.device), self.done)
+                ratios.add(loss, counted=counted)
+        self.model.train()
+        return None if self.signal else ratios.read(self.device)
+
+    def validate(self, recorder: Recorder) -> bool:
+        """Validate this step and record it, unless a signal comes; gives whether it is the best.
+
+        A step that is as good as the best so far is better: it has learned for longer.
+        """
+        values = self.evaluate(recorder.stop)
+        if values is None:
+            return False
+        self.due, self.validated = False, values
+        recorder.metrics(self.done, {f"valid/{name}": value for name, value in values.items()})
+        if not values[self.best_metric] <= self.best or math.isinf(values[self.best_metric]):
+            return False
+        self.best, self.best_step = values[self.best_metric], self.done
+        return True
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
 
 def train(job: Training, recorder: Recorder) -> dict[str, float]:
     """Run ``job`` to its last update; gives the last validation.
 
-    Raises Stopped after saving, when a signal asked for it.
+    A checkpoint is written every ``save_every`` updates, at the best step, at the end, and when a
+    signal asks for it. Raises Stopped after saving, when that signal was one to stop.
     """
     loop = job.loop
-    numbers = BinNumbers(job.done, loop.updates, loop.bins, job.rank, job.world)
-    pin = job.device.type == "cuda"
-    batches = load(
-        job.train.manifest,
-        job.train.plan,
-        job.train.collate,
-        numbers,  # type: ignore[arg-type]
-        workers=loop.workers,
-        pin=pin,
-        cache_megabytes=loop.cache_megabytes,
-    )
-    job.model.train()
-    sums, clock, heard = Sums(), time.monotonic(), job.seconds
-    validated: dict[str, float] = {}
-    with recorder.progress(loop.updates, job.spec.kind, "updates") as bar:
-        while job.done < loop.updates:
-            norm = job.update(batches, sums)
-            signal = stop_signal(recorder, job)
-            last = job.done == loop.updates
-            if job.done % loop.log_every == 0 or last:
-                values = sums.read(job.device)
-                speed = (job.seconds - heard) * job.world / (time.monotonic() - clock)
-                values |= {"gradient_norm": norm.item(), "lr": job.optimizer.param_groups[0]["lr"]}
-                recorder.metrics(
-                    job.done,
-                    {f"train/{k}": v for k, v in values.items()}
-                    | {"speed/audio_s_per_s": speed, "audio_h": job.seconds * job.world / 3600},
-                )
-                warn(values, job)
-                bar.update(job.done, **shown(values), speed=f"{speed:.0f} x real time")
-                sums, clock, heard = Sums(), time.monotonic(), job.seconds
-            if job.valid and (job.done % loop.valid_every == 0 or last):
-                validated = validate(job, recorder)
-                bar.update(job.done, **{f"valid_{k}": v for k, v in shown(validated).items()})
-                clock, heard = time.monotonic(), job.seconds
-            if job.done % loop.save_every == 0 or last or signal or recorder.stop.save:
-                recorder.stop.save = False
-                job.save()
-            if signal and not last:
-                raise Stopped(signal)
-    return validated
-
-
-def validate(job: Training, recorder: Recorder) -> dict[str, float]:
-    """Validate, record, and remember the best step (its checkpoint is saved at once)."""
-    assert job.valid is not None
-    values = evaluate(
-        job.model,
-        job.objective,
-        job.valid,
-        device=job.device,
-        precision=job.loop.precision,
-        rank=job.rank,
-        world=job.world,
-        step=job.done,
-    )
-    recorder.metrics(job.done, {f"valid/{k}": v for k, v in values.items()})
-    if values[job.best_metric] < job.best:
-        job.best = values[job.best_metric]
-        if job.rank == 0:
-            job.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.mark_best(job.folder, job.done, job.best_metric, job.best)
-            job.save()
-    return values
-
-
-def stop_signal(recorder: Recorder, job: Training) -> int | None:
-    """The signal that any process got: all stop at the same update."""
-    mine = recorder.stop.signal or 0
-    if job.world == 1:
-        return mine or None
-    return int(add_up(torch.tensor(float(mine), device=job.device)).item() / job.world) or (
-        mine or None
-    )
-
-
-def shown(values: Mapping[str, float]) -> dict[str, str]:
-    """The few values that a progress line has room for."""
-    names = (
-        "loss",
-        "contrastive",
-        "diversity",
-        "penalty",
-        "accuracy",
-        "code_perplexity",
-        "uer",
-        "wer",
-    )
-    return {name: f"{values[name]:.3g}" for name in names if name in values}
-
-
-def warn(values: Mapping[str, float], job: Training) -> None:
-    """Say what the numbers mean when they mean trouble."""
-    if not math.isfinite(values["gradient_norm"]):
-        job.skipped += 1
-        log.warning("update %d: the gradient is not finite; skipped", job.done)
-    perplexity = values.get("code_perplexity")
-    groups = job.spec.architecture.codebook_groups
-    if perplexity is not None and job.done > job.loop.updates // 10 and perplexity < 1.5 * groups:
-        log.warning(
-            "update %d: code perplexity %.1f of %d: the codebook collapses (and the loss falls)",
-            job.done,
-            perplexity,
-            groups * job.spec.architecture.codebook_entries,
-        )
+    with loader_errors(), recorder.progress(loop.updates, job.spec.kind, "updates") as bar:
+        numbers = BinNumbers(job.done, loop.updates, loop.bins, job.rank, job.world)
+        batches = read(job.train, numbers, loop, pin=job.device.type == "cuda")
+        report = Report(job, recorder, bar)
+        job.model.train()
+        while True:
+            with report.pause():
+                best = False
+                if job.due and job.signal is None:
+                    best = job.validate(recorder)
+                    report.show()
+                last = job.done >= loop.updates
+                wanted = last or job.done % loop.save_every == 0 or job.signal or job.wishes[2]
+                if best or (wanted and job.saved != job.done):
+                    job.save()
+            if job.signal is not None and (job.due or not last):
+                raise Stopped(job.signal)
+            if last:
+                return job.validated
+            norm = job.update(batches, recorder.stop)
+            if norm is not None:
+                report.after(norm)
+                last = job.done >= loop.updates
+                job.due = job.valid is not None and (job.done % loop.valid_every == 0 or last)

@@ -5,9 +5,11 @@ Goes in: config sections. Goes out: a trained model in the run folder, and a sum
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,16 +17,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2vtool import checkpoint, device, trainer
-from w2vtool.batches import Collate
+from w2vtool import checkpoint, device, metrics, trainer
+from w2vtool.batches import Collate, frames_of
 from w2vtool.errors import CheckpointError, ConfigError, DataError
+from w2vtool.feed import Split
 from w2vtool.manifest import Manifest
+from w2vtool.model.heads import CtcModel
 from w2vtool.plan import Plan
-from w2vtool.schema import Dropouts, LoopConfig, ModelConfig, OptimConfig, TextConfig
-from w2vtool.text import Tokens, frames_needed, normalize
+from w2vtool.run import write_atomic
+from w2vtool.schema import (
+    Architecture,
+    DataConfig,
+    Dropouts,
+    LoopConfig,
+    ModelConfig,
+    OptimConfig,
+    TextConfig,
+)
+from w2vtool.splits import open_split
+from w2vtool.text import Case, Tokens, frames_needed, normalize
+
+SHOWN_PROBLEMS = 20
 
 
-class Folder(trainer.Recorder, Protocol):
+class Folder(metrics.Recorder, Protocol):
     """What is needed of ``w2vtool.run.Run``."""
 
     resume: bool
@@ -91,13 +107,39 @@ def initial(
 
 
 def build(
-    spec: checkpoint.Spec, weights: Mapping[str, Tensor], dropouts: Dropouts, seed: int
+    spec: checkpoint.Spec,
+    weights: Mapping[str, Tensor],
+    dropouts: Dropouts,
+    seed: int,
+    *,
+    blank_bias: float = 0.0,
 ) -> nn.Module:
-    """The model: fresh weights drawn from ``seed``, replaced by those that are given."""
+    """The model: fresh weights drawn from ``seed``, replaced by those that are given.
+
+    ``blank_bias`` is the bias that the blank of a fresh CTC head starts with.
+    """
     torch.manual_seed(seed)
     model = spec.build(dropouts)
+    if isinstance(model, CtcModel) and spec.tokens is not None:
+        nn.init.constant_(model.head.bias[spec.tokens.blank], blank_bias)
     checkpoint.load_weights(model, {**model.state_dict(), **weights}, "model.init")
     return model
+
+
+def manifests(
+    data: DataConfig,
+    place: Place,
+    *,
+    case: Case,
+    run: Folder,
+    names: Iterable[str] = ("train", "valid"),
+) -> dict[str, Manifest]:
+    """The splits that are given, ``train`` always. One process builds what has to be built."""
+    return {
+        name: open_split(data, name, case=case, say=run.say, wait=place.rank > 0)
+        for name in names
+        if getattr(data, name) or name == "train"
+    }
 
 
 def tokens(text: TextConfig, manifest: Manifest) -> Tokens:
@@ -107,32 +149,48 @@ def tokens(text: TextConfig, manifest: Manifest) -> Tokens:
             raise ConfigError("text.tokens is sentencepiece, and text.sentencepiece is not given")
         return Tokens.from_sentencepiece(text.sentencepiece)
     if text.tokens == "from-text":
-        return Tokens.from_texts(normalize(row.text or "", text.case) for row in manifest.rows)
+        return Tokens.from_texts(row.text or "" for row in manifest.rows)
     return Tokens()
 
 
-def check_text(manifest: Manifest, tokens: Tokens, case: str) -> None:
-    """Every row must have a text that can be emitted. Raises DataError naming the rows."""
-    missing = [row.id for row in manifest.rows if not row.text]
+def transcripts(manifest: Manifest, case: Case) -> Manifest:
+    """The manifest with its texts in the spelling that is trained on.
+
+    Raises DataError when rows have none.
+    """
+    rows = [replace(row, text=normalize(row.text or "", case)) for row in manifest.rows]
+    missing = [row.id for row in rows if not row.text]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(manifest.rows)} utterances have no text, first {missing[0]!r}",
+            f"{len(missing)} of {len(rows)} utterances have no text, first {missing[0]!r}",
             where=str(manifest.path),
             hint="CTC needs transcripts; audio alone is for pretrain",
         )
-    tokens.check((row.id, row.text or "") for row in manifest.rows)
-    for row in manifest.rows:
+    return replace(manifest, rows=rows)
+
+
+def check_text(manifest: Manifest, tokens: Tokens, architecture: Architecture) -> None:
+    """Every text must be one that can be emitted. Raises DataError naming letters or rows."""
+    tokens.check((f"{manifest.path} ({row.id})", row.text or "") for row in manifest.rows)
+    frames = frames_of(torch.tensor([row.samples for row in manifest.rows]), architecture).tolist()
+    problems = []
+    for row, there in zip(manifest.rows, frames, strict=True):
         needed = frames_needed(tokens.encode(row.text or ""))
-        if needed * 320 + 80 > row.samples:
-            raise DataError(
-                f"{row.id}: {needed} frames are needed to emit {row.text!r}, and the audio has "
-                f"{row.duration:.2f} s",
-                where=str(manifest.path),
-                hint="build the manifest again: it rejects such rows",
+        if needed > there:
+            problems.append(
+                f"{row.id}: {needed} frames to emit {row.text!r}, the audio has {there}"
             )
+    if problems:
+        rest = len(problems) - SHOWN_PROBLEMS
+        shown = [*problems[:SHOWN_PROBLEMS], *([f"… and {rest} more"] if rest > 0 else [])]
+        raise DataError(
+            "\n  ".join([f"{len(problems)} texts are too long for their audio", *shown]),
+            where=str(manifest.path),
+            hint="leave these rows out; w2vtool manifest does, when it builds a manifest",
+        )
 
 
-def split(manifest: Manifest, loop: LoopConfig, collate: Collate, *, crop: bool) -> trainer.Split:
+def split(manifest: Manifest, loop: LoopConfig, collate: Collate, *, crop: bool) -> Split:
     """A manifest with its plan."""
     plan = Plan(
         np.array([row.duration for row in manifest.rows]),
@@ -143,7 +201,7 @@ def split(manifest: Manifest, loop: LoopConfig, collate: Collate, *, crop: bool)
         seed=loop.seed,
         source=manifest.sha256,
     )
-    return trainer.Split(manifest, plan, collate)
+    return Split(manifest, plan, collate)
 
 
 def fit(
@@ -153,46 +211,64 @@ def fit(
     model: nn.Module,
     spec: checkpoint.Spec,
     objective: trainer.Objective,
-    splits: Mapping[str, trainer.Split],
+    splits: Mapping[str, Split],
     loop: LoopConfig,
     optim: OptimConfig,
     best_metric: str,
 ) -> dict[str, Any]:
     """Train in the run folder, go on there with ``--resume``, and give a summary."""
     job = trainer.Training(
-        model,
-        spec,
-        objective,
-        splits["train"],
-        splits.get("valid"),
-        loop,
-        optim,
-        run.folder / "checkpoints",
-        place.device,
-        place.rank,
-        place.world,
-        best_metric,
+        model=model,
+        spec=spec,
+        objective=objective,
+        train=splits["train"],
+        valid=splits.get("valid"),
+        loop=loop,
+        optim=optim,
+        folder=run.folder / "checkpoints",
+        device=place.device,
+        rank=place.rank,
+        world=place.world,
+        best_metric=best_metric,
     )
     if run.resume:
         job.resume()
+        if place.rank == 0:
+            forget(run.folder / "metrics.jsonl", job.done, due=job.due)
     describe(run, job, splits)
     result = trainer.train(job, run)
-    best = checkpoint.best_step(job.folder)
+    seconds, skipped = job.tally.tolist()
     return {
         "checkpoint": str(run.folder),
         "updates": job.done,
-        "best_step": best,
-        "audio_hours_seen": round(job.seconds * place.world / 3600, 3),
-        "skipped_updates": job.skipped,
+        "best_step": job.best_step,
+        "audio_hours_seen": round(seconds / 3600, 3),
+        "skipped_updates": int(skipped),
         "valid": {name: round(value, 6) for name, value in result.items()},
     }
 
 
-def describe(run: Folder, job: trainer.Training, splits: Mapping[str, trainer.Split]) -> None:
+def forget(path: Path, step: int, *, due: bool) -> None:
+    """Drop the lines of metrics that the resumed run will write again: those after ``step``.
+
+    With ``due``, the validation at ``step`` itself was not finished.
+    """
+    kept = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # a line that a crash cut off
+                found = json.loads(line)
+                again = due and any(key.startswith("valid/") for key in found)
+                if found["step"] < step + (not again):
+                    kept.append(line + "\n")
+        write_atomic(path, "".join(kept))
+
+
+def describe(run: Folder, job: trainer.Training, splits: Mapping[str, Split]) -> None:
     """Say once what will be done."""
     parameters = sum(p.numel() for p in job.model.parameters())
-    trained = splits["train"]
-    per_update = trained.plan.seconds / trained.plan.bins_per_epoch * job.loop.bins / 3600
+    plan = splits["train"].plan
+    per_update = plan.seconds / plan.bins_per_epoch * job.loop.bins
     run.say(
         f"{job.spec.kind}: {parameters / 1e6:.2f} M parameters on {job.device} "
         f"({job.loop.precision}, {job.world} process{'es' if job.world > 1 else ''})"
@@ -204,8 +280,8 @@ def describe(run: Folder, job: trainer.Training, splits: Mapping[str, trainer.Sp
             f" in {part.plan.bins_per_epoch} bins{left_out}"
         )
     run.say(
-        f"{job.loop.updates} updates of {per_update * 3600:.0f} s: "
-        f"{per_update * job.loop.updates:.1f} h will be heard"
+        f"{job.loop.updates} updates of {per_update:.0f} s: "
+        f"{per_update * job.loop.updates / 3600:.1f} h will be heard"
         + (f"; going on at update {job.done}" if job.done else "")
     )
     run.note(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import Tensor
 from w2vtool.batches import Batch, Collate, ctc_batch, frames_of, load, pretrain_batch
 from w2vtool.errors import DataError
 from w2vtool.manifest import Manifest, Utterance, read, write
+from w2vtool.model import masking
 from w2vtool.model.masking import span_mask
 from w2vtool.plan import Bin, Plan
 from w2vtool.schema import Architecture, MaskConfig
@@ -50,9 +53,7 @@ def plan(manifest: Manifest, **changes: Any) -> Plan:
 
 
 def pretraining(architecture: Architecture = SMALL, max_seconds: float = 1.2) -> Collate:
-    return partial(
-        pretrain_batch, architecture=architecture, mask=MASK, max_seconds=max_seconds
-    )
+    return partial(pretrain_batch, architecture=architecture, mask=MASK, max_seconds=max_seconds)
 
 
 def ctc(architecture: Architecture = SMALL, mask: MaskConfig | None = MASK) -> Collate:
@@ -74,7 +75,7 @@ def digest(batches: Iterable[Batch]) -> str:
 
 
 def part_of(manifest: Manifest, rows: list[int], key: int = 99) -> Bin:
-    return Bin(0, 0, np.array(rows), np.array(rows, np.int64) * 1_000_003 + key, key)
+    return Bin(0, 0, np.array(rows), np.array(rows, np.int64) * 1_000_003 + key, 7)
 
 
 def waves(manifest: Manifest) -> Callable[[int], np.ndarray]:
@@ -84,6 +85,7 @@ def waves(manifest: Manifest) -> Callable[[int], np.ndarray]:
 # -- loading -------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on one core
 @pytest.mark.parametrize("collate", [pretraining(), pretraining(NORMALIZED), ctc()])
 def test_the_stream_is_byte_identical_with_0_1_and_2_workers_and_any_cache(
     manifest: Manifest, collate: Collate
@@ -151,6 +153,32 @@ def test_a_bad_file_is_the_same_error_from_a_worker_as_without(
     assert "gone.wav" in caught.value.where
     assert "(gone)" in caught.value.where
     assert "Traceback" not in str(caught.value)
+
+
+UNCAUGHT = """
+import sys
+from functools import partial
+import numpy
+from w2vtool import batches, manifest, plan, schema
+
+rows = manifest.read(sys.argv[1])
+seconds = numpy.array([row.duration for row in rows.rows])
+made = plan.Plan(seconds, bin_seconds=2.0, min_seconds=0.1, max_seconds=1.2, crop=True, seed=1,
+                 source=rows.sha256)
+collate = partial(batches.pretrain_batch, architecture=schema.Architecture(),
+                  mask=schema.MaskConfig(), max_seconds=1.2)
+stream = batches.load(rows, made, collate, range(1000), workers=1)
+next(stream)
+raise RuntimeError("the loop has failed")
+"""
+
+
+def test_a_program_that_fails_while_workers_load_still_ends(manifest: Manifest) -> None:
+    command = [sys.executable, "-c", UNCAUGHT, str(manifest.path)]
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "the loop has failed" in ended.stderr
 
 
 # -- pre-training --------------------------------------------------------------------------------
@@ -255,6 +283,11 @@ def test_channel_masks_cover_spans_of_channels_when_asked_for(manifest: Manifest
     assert batch.channel_mask_BD.shape == (24, SMALL.width)
     assert 0.2 < batch.channel_mask_BD.float().mean().item() < 0.6
     assert batch.channel_mask_BD.sum(1).min() >= MASK.channel_length
+    # from a stream of its own: the mask over time says nothing about it
+    want = span_mask(
+        batch.key_B, torch.full((24,), 64), 64, 0.5, 8, min_spans=0, purpose=masking.CHANNELS
+    )
+    assert torch.equal(batch.channel_mask_BD, want)
     plain = partial(pretrain_batch, architecture=SMALL, mask=MaskConfig(), max_seconds=1.2)
     assert plain(manifest, waves(manifest), part).channel_mask_BD is None
 

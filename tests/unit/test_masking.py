@@ -37,9 +37,7 @@ def keys(count: int, seed: int = 0) -> Tensor:
 
 
 def masks(rows: int, frames: int, p: float, length: int, seed: int = 0, **options: int) -> Tensor:
-    return span_mask(
-        keys(rows, seed), torch.full((rows,), frames), frames, p, length, **options
-    )
+    return span_mask(keys(rows, seed), torch.full((rows,), frames), frames, p, length, **options)
 
 
 def chi_square_p(statistic: float, freedom: int) -> float:

@@ -178,10 +178,10 @@ def test_noise_and_temperature_of_the_update_are_for_training_only(training: boo
     model, batch, seen = pretrain_model().train(training), pretrain_batch(), []
     model.quantizer.register_forward_pre_hook(lambda _, args: seen.append(args[1:]))
     objective = Contrastive(ADDITIVE)
-    for step in (0, 50_000, 50_000, 400_000):
+    steps = (0, 50_000, 50_000, 400_000)
+    for step in steps:
         objective(model, batch, step)
-    temperatures = [temp for temp, _ in seen]
-    assert temperatures == [temperature(n, 2.0, 0.5, 0.999995) for n in (0, 50_000, 50_000, 400_000)]
+    assert [temp for temp, _ in seen] == [temperature(n, 2.0, 0.5, 0.999995) for n in steps]
     for _, noise in seen:
         assert (noise is not None) == training
     if training:
@@ -226,8 +226,8 @@ def test_layer_drop_skips_this_share_of_the_blocks_by_the_key_alone() -> None:
 def test_layer_drop_is_for_training_only(kind: str) -> None:
     ran: list[int] = []
     model: Any = pretrain_model() if kind == "pretrain" else ctc_model()
-    objective: Any = Contrastive(ADDITIVE, 0.99) if kind == "pretrain" else ctc_objective(
-        layer_drop=0.99
+    objective: Any = (
+        Contrastive(ADDITIVE, 0.99) if kind == "pretrain" else ctc_objective(layer_drop=0.99)
     )
     batch = pretrain_batch() if kind == "pretrain" else ctc_batch(0)
     for i, block in enumerate(model.wav2vec2.context.blocks):
@@ -267,6 +267,18 @@ def test_only_the_head_is_trained_until_the_network_is_thawed_and_the_convolutio
     assert trained(model, objective, 10) == {"head", "wav2vec2"}
     everything = ctc_objective(gradient_scale=1.0)
     assert trained(model, everything, 0) == {"head", "wav2vec2", "convolutions"}
+
+
+@pytest.mark.parametrize(("step", "frozen"), [(0, True), (10, False)])
+def test_what_is_frozen_asks_for_no_gradient_so_that_weight_decay_spares_it(
+    step: int, frozen: bool
+) -> None:
+    model = ctc_model()
+    ctc_objective(freeze_updates=10).prepare(model, step)
+    asking = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {"head.weight", "head.bias"} <= asking
+    assert not any(".feature_encoder." in name for name in asking)
+    assert ("wav2vec2.context.norm.weight" in asking) is not frozen
 
 
 def test_a_frozen_network_builds_no_graph() -> None:

@@ -140,8 +140,8 @@ class PositionalConv(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """``[B, T, D]`` → ``[B, T, D]``; to be added to the input."""
         x_BDT = x_BTD.transpose(1, 2)
-        # float32 on CPUs also under bf16: oneDNN's bf16 kernel gives wrong sums for groups of 8 or
-        # 12 channels with an even number of taps (seen on AMX with torch 2.14; see its test).
+        # float32 on CPUs also under bf16: oneDNN's bf16 kernel gives wrong sums for groups of 4, 8
+        # or 12 channels with an even number of taps (seen on AMX with torch 2.14; see its test).
         with torch.autocast("cpu", enabled=False):
             on_cpu = x_BDT.device.type == "cpu"
             x_BDT = F.conv1d(

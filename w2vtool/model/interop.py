@@ -77,29 +77,27 @@ def to_fairseq(state: Mapping[str, Tensor], architecture: Architecture) -> dict[
 
 
 def from_fairseq(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """A fairseq state dict under our names. Raises CheckpointError listing unknown keys."""
+    """A fairseq state dict under our names.
+
+    Raises CheckpointError listing missing and unknown keys, or for a shape that does not fit.
+    """
     left, out = dict(state), {}
     body = _CTC_BODY if any(key.startswith(_CTC_BODY) for key in left) else ""
     with torch.device("meta"):
         ours = _empty_model(architecture, left, body).state_dict()
-    missing = []
+    missing: list[str] = []
     for name, expected in ours.items():
-        sources = list(to_fairseq({name: expected} | _head_marker(body, name), architecture))
-        keys = [key for key in sources if not key.startswith("marker")]
-        if body:
-            keys = [key for key in keys if key != _CTC_HEAD + "weight" or name == "head.weight"]
-        if any(key not in left for key in keys):
-            missing += [key for key in keys if key not in left]
-            continue
-        value = torch.cat([left.pop(key) for key in keys])
-        # the codebook has its groups in one dimension there, in two here
-        if value.numel() != expected.numel() or (
-            value.shape != expected.shape and name != "quantizer.codebook"
-        ):
-            raise CheckpointError(
-                f"{keys[0]} has shape {tuple(value.shape)}, {name} wants {tuple(expected.shape)}"
-            )
-        out[name] = value.reshape(expected.shape)
+        wanted = to_fairseq({name: expected} | _head_marker(body, name), architecture)
+        if body and name != "head.weight":
+            del wanted[_CTC_HEAD + "weight"]  # the marker
+        found = {key: left.pop(key) for key in wanted if key in left}
+        for key, value in found.items():
+            if value.shape != wanted[key].shape:
+                shape = tuple(wanted[key].shape)
+                raise CheckpointError(f"{key} has shape {tuple(value.shape)}, not {shape}")
+        if len(found) == len(wanted):
+            out[name] = torch.cat(list(found.values())).reshape(expected.shape)
+        missing += [key for key in wanted if key not in found]
     if missing or left:
         raise CheckpointError(
             f"keys that are missing: {', '.join(missing) or 'none'}; "
@@ -120,7 +118,8 @@ def _empty_model(
     from w2vtool.model.heads import CtcModel, PretrainModel
 
     if body:
-        return CtcModel(architecture, len(state[_CTC_HEAD + "bias"]))
+        head = (state[_CTC_HEAD + leaf] for leaf in ("bias", "weight") if _CTC_HEAD + leaf in state)
+        return CtcModel(architecture, len(next(head, torch.empty(1))))
     return PretrainModel(architecture)
 
 
@@ -266,7 +265,8 @@ def load_pickle(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"the pickle cannot be read: {reason.strip().splitlines()[0]}", where=str(path)
         ) from exc
-    if not isinstance(loaded, dict) or "model" not in loaded:
+    model = loaded.get("model") if isinstance(loaded, dict) else None
+    if not isinstance(model, dict) or not all(isinstance(v, Tensor) for v in model.values()):
         raise CheckpointError("no model in this file", where=str(path))
     return {key: value if key == "model" else _plain(value) for key, value in loaded.items()}
 

@@ -1,16 +1,17 @@
 """Transcribe audio with a CTC model: greedily, with a lexicon, or with an n-gram language model.
 
-Goes in: a fine-tuned checkpoint, and audio files, folders or manifests. Goes out: ``hyp.jsonl`` (id,
+Goes in: a fine-tuned checkpoint, and audio files, folders or manifests. Goes out: hyp.jsonl (id,
 text, scores, and reference and errors where a reference is known), and WER and CER with counts.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from w2vtool.errors import ConfigError, Stopped
+from w2vtool.errors import ConfigError, DataError, Stopped
 from w2vtool.schema import Config, DataConfig, TextConfig, knob
 from w2vtool.task import Task
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from w2vtool.manifest import Utterance
     from w2vtool.run import Run
     from w2vtool.text import Tokens
+
+PROBED_LINES = 1000  # of a language model
+LONGEST_LINE = 65_536
 
 
 class BeamConfig(Config):
@@ -78,7 +82,7 @@ def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
     rows = open_rows(config, run)
     seconds = sum(row.duration for _, row in rows)
     run.note(checkpoint=str(loaded.path), search=search_name(config))
-    results = []
+    results: list[dict[str, Any]] = []
     with run.progress(len(rows), "decoding", "utterances") as bar:
         stream = emissions.log_probabilities(
             rows, model, device=choose(config.device), batch_seconds=config.batch_seconds
@@ -108,17 +112,55 @@ def make_search(config: DecodeConfig, tokens: Tokens) -> Callable[[np.ndarray], 
         if config.lm or config.lexicon:
             raise ConfigError("search: greedy uses neither lm nor lexicon", where="decode.search")
         return lambda logp_TV: greedy(logp_TV, tokens)
+    if name == "lexicon" and config.lexicon is None:
+        raise ConfigError(
+            "search: lexicon needs a lexicon", where="decode.search", hint="--lexicon words.txt"
+        )
     values = config.beam.model_dump()
     options = beam.BeamOptions(
         beam=values.pop("width"), mode="open" if name == "open" else "lexicon", **values
     )
-    search = beam.Search(
-        tokens,
-        lexicon.read(config.lexicon, tokens) if config.lexicon else None,
-        lm.open_lm(config.lm) if config.lm else None,
-        options,
-    )
+    words = lexicon.read(config.lexicon, tokens) if config.lexicon else None
+    model = lm.open_lm(config.lm) if config.lm else None
+    if config.lm and words is None:  # with a lexicon, the search compares the two
+        check_words(config.lm, tokens)
+    search = beam.Search(tokens, words, model, options)
     return lambda logp_TV: search(logp_TV)[0]
+
+
+def check_words(path: Path, tokens: Tokens) -> None:
+    """Raise DataError when the model has the letters for none of the first words of an ARPA file.
+
+    Why: to an open search, a language model in another case is one that knows no word; the search
+    would run, and be worse than none. A KenLM binary does not tell its words.
+    """
+    from w2vtool.decoder.lexicon import letter_ids
+
+    words, letters = first_words(path), set(letter_ids(tokens))
+    if words and not any(set(word) <= letters for word in words):
+        raise DataError(
+            f"the checkpoint has letters for none of the first {len(words)} words of the language "
+            f"model, like {words[0]!r}",
+            where=str(path),
+            hint="is it in the case of the transcripts? see w2vtool lm train --case",
+        )
+
+
+def first_words(path: Path) -> list[str]:
+    """Words at the top of an ARPA file, but for ``<s>`` and the like; none of a KenLM binary."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    words: list[str] = []
+    with gzip.open(path) if packed else path.open("rb") as file:
+        inside = False
+        for _ in range(PROBED_LINES):
+            cells = file.readline(LONGEST_LINE).decode("utf-8", "replace").split()
+            if inside and (not cells or cells[0].startswith("\\")):
+                break
+            if inside and len(cells) > 1 and not cells[1].startswith("<"):
+                words.append(cells[1])
+            inside = inside or cells == ["\\1-grams:"]
+    return words
 
 
 def open_rows(config: DecodeConfig, run: Run) -> list[Job]:
@@ -197,6 +239,6 @@ TASK = Task(
         "--device": "device",
     },
     inputs="inputs",
-    example="w2vtool decode --checkpoint runs/demo/finetune-ctc --lm runs/demo/lm-train/lm.arpa "
+    example="w2vtool decode --checkpoint runs/demo/finetune-ctc --lm runs/demo/lm/lm.arpa "
     "--lexicon recipes/data/demo/words.txt recipes/data/demo/test.tsv",
 )

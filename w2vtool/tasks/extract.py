@@ -1,13 +1,14 @@
-"""Write layers of the network as features: one file an utterance, and an index.
+"""Write layers of the network as features: a file per utterance, and an index.
 
-Goes in: any checkpoint, and audio files, folders or manifests. Goes out: safetensors or npy files,
-and ``index.jsonl`` that says for every utterance where its features are, and their shapes. Files
-that are there already, from the same checkpoint, are not made again.
+Goes in: any checkpoint, and audio files, folders or manifests. Goes out: ID.safetensors with all
+layers, or ID.LAYER.npy for each, and index.jsonl that says for every utterance where its features
+are, and their shapes. Files that are there already, from the same checkpoint, are not made again.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,11 +50,10 @@ def extract(config: ExtractConfig, run: Run) -> dict[str, Any]:
     loaded = checkpoint.load(config.checkpoint)
     names = layer_names(config.layers, loaded.spec.architecture.layers)
     rows = emissions.open_inputs(config.inputs, jobs=config.jobs, say=run.say)
+    check_ids([row.id for _, row in rows])
     claim(config, names, {"checkpoint_sha256": checkpoint.fingerprint(loaded.path)})
-    files = {row.id: target(config, row) for _, row in rows}
-    if len(files) < len(rows):
-        raise DataError("two utterances have the same id", where="inputs")
-    left = [(source, row) for source, row in rows if not files[row.id].exists()]
+    shapes = {row.id: read_shapes(files_of(config, row.id, names)) for _, row in rows}
+    left = [(source, row) for source, row in rows if not shapes[row.id]]
     done = len(rows) - len(left)
     if done:
         run.say(f"{done} of {len(rows)} utterances are there already")
@@ -63,16 +63,23 @@ def extract(config: ExtractConfig, run: Run) -> dict[str, Any]:
             left, model, names, device=choose(config.device), batch_seconds=config.batch_seconds
         )
         for row, arrays in stream:
-            write_features(files[row.id], arrays, config.format, str(loaded.path))
+            write_features(files_of(config, row.id, names), arrays, str(loaded.path))
+            shapes[row.id] = {name: list(array.shape) for name, array in arrays.items()}
             done += 1
             bar.update(done)
             if run.stop.signal is not None:
                 raise Stopped(run.stop.signal)
-    index = [index_line(row, files[row.id], config.out, names) for _, row in rows]
-    write_atomic(config.out / "index.jsonl", "".join(json.dumps(x) + "\n" for x in index))
+    index = config.out / "index.jsonl"
+    lines = [index_line(config, row, names, shapes[row.id]) for _, row in rows]
+    write_atomic(index, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     seconds = round(sum(row.duration for _, row in rows), 2)
-    run.result(f"{len(rows)} utterances, layers {', '.join(names)}: {config.out / 'index.jsonl'}")
-    return {"index": str(config.out / "index.jsonl"), "utterances": len(rows), "audio_s": seconds}
+    run.result(f"{len(rows)} utterances, layers {', '.join(names)}: {index}")
+    return {
+        "index": str(index),
+        "utterances": len(rows),
+        "extracted": len(left),
+        "audio_s": seconds,
+    }
 
 
 def layer_names(text: str, blocks: int) -> list[str]:
@@ -109,19 +116,43 @@ def claim(config: ExtractConfig, names: list[str], source: dict[str, str]) -> No
         )
 
 
-def target(config: ExtractConfig, row: Utterance) -> Path:
-    """The file of an utterance. Raises DataError for an id that would leave the folder."""
-    parts = Path(row.id).parts
-    if Path(row.id).is_absolute() or ".." in parts:
-        raise DataError(f"id {row.id!r} cannot be a file name", where="inputs")
-    suffix = ".safetensors" if config.format == "safetensors" else ".npz"
-    return config.out / f"{row.id}{suffix}"
+def check_ids(ids: list[str]) -> None:
+    """Raise DataError for ids that stand twice, or would leave the folder as file names."""
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise DataError(f"{len(twice)} ids stand twice, first {twice[0]!r}", where="inputs")
+    for name in ids:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DataError(f"id {name!r} cannot be a file name", where="inputs")
 
 
-def write_features(
-    path: Path, arrays: dict[str, np.ndarray], kind: Literal["safetensors", "npy"], source: str
-) -> None:
-    """One utterance's layers, complete or not at all."""
+def files_of(config: ExtractConfig, row_id: str, names: list[str]) -> dict[str, Path]:
+    """The file of each layer of an utterance; safetensors have them all in one."""
+    if config.format == "npy":
+        return {name: config.out / f"{row_id}.{name}.npy" for name in names}
+    return dict.fromkeys(names, config.out / f"{row_id}.safetensors")
+
+
+def read_shapes(files: dict[str, Path]) -> dict[str, list[int]]:
+    """Shapes of the layers that are there; nothing if one is missing or damaged."""
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
+
+    shapes = {}
+    try:
+        for name, path in files.items():
+            if path.suffix == ".npy":
+                shapes[name] = list(np.load(path, mmap_mode="r").shape)
+                continue
+            with safe_open(path, "np") as file:
+                shapes[name] = list(file.get_slice(name).get_shape())
+    except (OSError, ValueError, EOFError, SafetensorError):
+        return {}
+    return shapes
+
+
+def write_features(files: dict[str, Path], arrays: dict[str, np.ndarray], source: str) -> None:
+    """One utterance's layers, each file complete or not there at all."""
     from io import BytesIO
 
     import numpy as np
@@ -129,21 +160,32 @@ def write_features(
 
     from w2vtool.run import write_atomic
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "safetensors":
-        write_atomic(path, save(arrays, {"checkpoint": source, "hop_seconds": "0.02"}))
-        return
-    buffer = BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomic(path, buffer.getvalue())
+    for name, path in files.items():
+        if path.suffix == ".npy":
+            buffer = BytesIO()
+            np.save(buffer, arrays[name])
+            write_atomic(path, buffer.getvalue())
+        else:  # the same file for all layers
+            # safetensors writes the memory of an array as it lies, transposed or not
+            whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+            write_atomic(path, save(whole, {"checkpoint": source, "hop_seconds": "0.02"}))
+            return
 
 
-def index_line(row: Utterance, path: Path, out: Path, names: list[str]) -> dict[str, Any]:
-    """A line of ``index.jsonl``."""
+def index_line(
+    config: ExtractConfig, row: Utterance, names: list[str], shapes: dict[str, list[int]]
+) -> dict[str, Any]:
+    """A line of ``index.jsonl``, with ``file`` (safetensors) or ``files`` by layer (npy).
+
+    Paths are relative to the index, shapes are frames by width.
+    """
+    paths = files_of(config, row.id, names)
+    files = {name: path.relative_to(config.out).as_posix() for name, path in paths.items()}
+    where = {"files": files} if config.format == "npy" else {"file": files[names[0]]}
     return {
         "id": row.id,
-        "file": path.relative_to(out).as_posix(),
-        "layers": names,
+        **where,
+        "shapes": {name: shapes[name] for name in names},
         "duration": row.duration,
         "text": row.text,
         "speaker": row.speaker,

@@ -69,9 +69,11 @@ def run_manifest(config: ManifestConfig, run: Run) -> dict[str, Any]:
     named = [name for name in splits.SPLITS if _has_parts(config.data, name)]
     if not named:
         raise ConfigError("no corpus given", hint="name folders with audio, or a recipe")
+    data = config.data
+    if "jobs" in config.model_fields_set:
+        data = data.model_copy(update={"jobs": config.jobs})
     return {
-        name: _build(partial(splits.build, config.data, name, case=config.case), run)
-        for name in named
+        name: _build(partial(splits.build, data, name, case=config.case), run) for name in named
     }
 
 

@@ -48,7 +48,7 @@ def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
     """Join data, model and objective, and train."""
     from functools import partial
 
-    from w2vtool import splits, training
+    from w2vtool import training
     from w2vtool.batches import pretrain_batch
     from w2vtool.objectives import Contrastive
 
@@ -61,11 +61,7 @@ def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
             mask=config.mask,
             max_seconds=config.loop.max_seconds,
         )
-        manifests = {
-            name: splits.open_split(config.data, name, case=config.text.case, say=run.say)
-            for name in ("train", "valid")
-            if getattr(config.data, name) or name == "train"
-        }
+        manifests = training.manifests(config.data, place, case=config.text.case, run=run)
         return training.fit(
             run,
             place,

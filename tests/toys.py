@@ -1,0 +1,100 @@
+"""Corpora, recipes and models that are small enough to train in a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from w2vtool import checkpoint, manifest
+from w2vtool.manifest import Utterance
+from w2vtool.schema import Architecture
+from w2vtool.text import Tokens
+
+WORDS = ("ONE", "TWO", "THREE", "STOP", "GO")
+CONVS = [[8, 10, 5], [8, 3, 2], [8, 3, 2], [8, 3, 2], [8, 3, 2], [8, 2, 2], [16, 2, 2]]
+SIZES: dict[str, Any] = {
+    "conv_layers": CONVS,
+    "width": 16,
+    "layers": 2,
+    "heads": 2,
+    "ffn_width": 32,
+    "position_kernel": 8,
+    "position_groups": 4,
+    "codebook_entries": 8,
+    "final_width": 8,
+}
+TINY = Architecture(**SIZES)
+TOKENS = Tokens()
+
+
+def wave(seed: int, samples: int = 16_000) -> np.ndarray:
+    """A few tones and some noise, float32 in -1…1."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(samples) / 16_000
+    tones = [np.sin(2 * np.pi * f * time + p) for f, p in rng.uniform((80, 0), (3000, 6), (4, 2))]
+    return (0.15 * sum(tones) + 0.02 * rng.standard_normal(samples)).astype(np.float32)
+
+
+def corpus(folder: Path, name: str, rows: int, seed: int = 0) -> Path:
+    """A manifest of recordings of 0.6 to 1.2 s with one or two words each."""
+    rng = np.random.default_rng(seed)
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    found = []
+    for i in range(rows):
+        samples = int(rng.integers(30, 60)) * 320
+        path = folder / "audio" / f"{name}-{i}.wav"
+        soundfile.write(path, wave(1000 * seed + i, samples), 16_000, subtype="PCM_16")
+        text = " ".join(rng.choice(WORDS, size=int(rng.integers(1, 3))))
+        found.append(
+            Utterance(f"{name}-{i}", f"audio/{path.name}", samples / 16_000, text=text, speaker="x")
+        )
+    manifest.write(folder / f"{name}.jsonl", found)
+    return folder / f"{name}.jsonl"
+
+
+def recipe(path: Path, train: Path, valid: Path | None = None, **loop: Any) -> Path:
+    """A recipe of a tiny network for ``pretrain`` and ``finetune-ctc``."""
+    settings = {
+        "updates": 6,
+        "bins": 2,
+        "bin_seconds": 3,
+        "log_every": 2,
+        "valid_every": 3,
+        "save_every": 100,
+        "device": "cpu",
+        **loop,
+    }
+    drop = {"hidden": 0.1, "attention": 0.1, "input": 0.1, "layer_drop": 0.2}
+    content = {
+        "name": "tiny",
+        "data": {"train": [str(train)], **({"valid": [str(valid)]} if valid else {})},
+        "model": {"architecture": "small", **SIZES},
+        "pretrain": {
+            "loop": settings,
+            "dropouts": drop,
+            "objective": {"negatives": 5},
+            "optim": {"lr": 0.003},
+        },
+        "finetune-ctc": {
+            "loop": settings,
+            "dropouts": drop,
+            "mask": {"channel_length": 4},
+            "feature_gradient": 1.0,
+            "optim": {"lr": 0.003, "clip": 1.0},
+        },
+    }
+    path.write_text(json.dumps(content))  # JSON is YAML
+    return path
+
+
+def save(run: Path, kind: str, tokens: Tokens = TOKENS, seed: int = 0, case: str = "upper") -> Path:
+    """A run folder with a checkpoint of a tiny untrained model."""
+    torch.manual_seed(seed)
+    spec = checkpoint.Spec(kind, TINY, tokens if kind == "ctc" else None, case)
+    checkpoint.save(run / "checkpoints", 1, spec.build(), spec)
+    return run
