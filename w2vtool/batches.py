@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import atexit
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -224,7 +224,7 @@ def load(
     manifest: Manifest,
     plan: Plan,
     collate: Collate,
-    numbers: range | list[int],
+    numbers: Iterable[int],
     *,
     workers: int = 0,
     pin: bool = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -43,18 +44,20 @@ def autocast(
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[tuple[int, int]]:
-    """Join the processes that torchrun started; gives (rank, world size), (0, 1) when alone."""
+    """Join the processes that torchrun started; gives (rank, world size), (0, 1) when alone.
+
+    The group stays until the process ends.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield 0, 1
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield dist.get_rank(), world
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():  # a pipeline trains twice, and gloo cannot be joined twice
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    yield dist.get_rank(), world
 
 
 def add_up(values: Tensor) -> Tensor:

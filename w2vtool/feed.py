@@ -93,7 +93,7 @@ def read(
         split.manifest,
         split.plan,
         split.collate,
-        numbers,  # type: ignore[arg-type]
+        numbers,
         workers=loop.workers,
         pin=pin,
         cache_megabytes=loop.cache_megabytes if cache_megabytes is None else cache_megabytes,

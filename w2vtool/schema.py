@@ -223,9 +223,9 @@ class DataConfig(Config):
     corpus: Literal["auto", "librispeech", "tsv", "folder"] = knob(
         "auto", "Layout of the corpus, for building manifests."
     )
-    train: tuple[str, ...] = knob((), "Training split: manifests, or parts of root.")
-    valid: tuple[str, ...] = knob((), "Validation split: manifests, or parts of root.")
-    test: tuple[str, ...] = knob((), "Test split: manifests, or parts of root.")
+    train: tuple[str, ...] = knob((), "Training split: manifests (.jsonl), or parts of root.")
+    valid: tuple[str, ...] = knob((), "Validation split: manifests (.jsonl), or parts of root.")
+    test: tuple[str, ...] = knob((), "Test split: manifests (.jsonl), or parts of root.")
     manifests: Path = knob(Path("run:manifest"), "Folder for the manifests built from parts.")
     hours: float | None = knob(
         None,

@@ -33,6 +33,14 @@ def path_of(data: DataConfig, split: str) -> Path:
     return data.manifests / f"{split}.jsonl"
 
 
+def locate(data: DataConfig, part: str) -> Path:
+    """Where a manifest lies that a split names: below ``root`` if it is there, else as written."""
+    path = Path(part).expanduser()
+    if data.root is not None and (data.root / path).exists():
+        return data.root / path
+    return path
+
+
 def build(
     data: DataConfig,
     split: str,
@@ -82,7 +90,7 @@ def open_split(
     parts: tuple[str, ...] = getattr(data, split)
     if not parts:
         raise ConfigError(f"data.{split} is not given", hint=f"data.{split}=[manifest.jsonl]")
-    paths = [_locate(data, part) for part in parts if part.endswith(".jsonl")]
+    paths = [locate(data, part) for part in parts if part.endswith(".jsonl")]
     built: Built | None = None
     if len(paths) < len(parts):
         if paths:
@@ -115,13 +123,6 @@ def remarks(built: Built) -> Iterator[str]:
 def known(rows: Sequence[Utterance]) -> Built:
     """What rows of a manifest know of their files: the rates."""
     return Built(resampled=Counter(r.sample_rate for r in rows if r.sample_rate != SAMPLE_RATE))
-
-
-def _locate(data: DataConfig, part: str) -> Path:
-    path = Path(part).expanduser()
-    if data.root is not None and (data.root / path).exists():
-        return data.root / path
-    return path
 
 
 def _source(data: DataConfig, split: str, case: Case) -> dict[str, object]:

@@ -478,7 +478,9 @@ LEAVES = st.builds(
     yes=st.booleans(),
     path=st.none() | PATHS,
     words=st.lists(WORDS, max_size=3).map(tuple),
-    pairs=st.lists(st.tuples(st.integers(), st.floats(allow_nan=False, allow_infinity=False)), max_size=2),
+    pairs=st.lists(
+        st.tuples(st.integers(), st.floats(allow_nan=False, allow_infinity=False)), max_size=2
+    ),
     table=st.dictionaries(WORDS, st.none() | WORDS, max_size=3),
 )
 TREES = st.builds(Tree, leaf=LEAVES, other=st.none() | LEAVES, many=st.lists(LEAVES, max_size=2))

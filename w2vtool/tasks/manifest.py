@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from w2vtool.errors import ConfigError, Stopped
-from w2vtool.schema import Config, DataConfig, knob
+from w2vtool.schema import Config, DataConfig, TextConfig, knob
 from w2vtool.task import Task
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ class ManifestConfig(Config):
     data: DataConfig = knob(
         DataConfig(), "Splits of the recipe: a manifest is built for each when no corpus is named."
     )
+    text: TextConfig = knob(
+        TextConfig(), "Rules for transcripts, when a recipe's splits are built."
+    )
     roots: tuple[Path, ...] = knob(
         (), "Corpora: folders, transcripts (.tsv) or single audio files; one manifest for all."
     )
@@ -42,7 +45,9 @@ class ManifestConfig(Config):
     )
     jobs: int = knob(2, "Processes that decode audio.", ge=1)
     strict: bool = knob(False, "Fail, and write no manifest, when anything is rejected.")
-    case: Literal["upper", "lower", "keep"] = knob("upper", "Case of the transcripts.")
+    case: Literal["upper", "lower", "keep"] = knob(
+        "upper", "Case of the transcripts of named corpora."
+    )
     punctuation: Literal["keep", "drop"] = knob(
         "keep", "Whether punctuation in transcripts stays; apostrophes inside words always do."
     )
@@ -73,7 +78,8 @@ def run_manifest(config: ManifestConfig, run: Run) -> dict[str, Any]:
     if "jobs" in config.model_fields_set:
         data = data.model_copy(update={"jobs": config.jobs})
     return {
-        name: _build(partial(splits.build, data, name, case=config.case), run) for name in named
+        name: _build(partial(splits.build, data, name, case=config.text.case), run)
+        for name in named
     }
 
 

@@ -89,7 +89,7 @@ def why(job: Job, before: Mapping[str, Any]) -> str:
     changed = [name for name, mark in inputs(job).items() if before["inputs"].get(name) != mark]
     if changed:
         return f"{changed[0]} has changed"
-    missing = [path for path in outputs(job) if not path.exists()]
+    missing = [path for path in outputs(job, before) if not path.exists()]
     return f"{missing[0]} is not there" if missing else ""
 
 
@@ -105,6 +105,7 @@ def resumable(job: Job) -> bool:
 def inputs(job: Job) -> dict[str, str]:
     """Files and run folders that a step reads, each with what tells its content."""
     from w2vtool.run import file_sha256, record
+    from w2vtool.splits import SPLITS, locate
 
     marks = {}
     for key, path in _paths(job.config.model_dump()):
@@ -114,23 +115,21 @@ def inputs(job: Job) -> dict[str, str]:
             marks[str(path)] = file_sha256(path)
         elif found := record(path):
             marks[str(path)] = f"{found.get('config_sha256')} {found.get('ended')}"
-    data = getattr(job.config, "data", None)
-    parts = [p for split in ("train", "valid", "test") for p in getattr(data, split, ())]
-    root = getattr(data, "root", None) or Path()
-    for part in parts:
-        source = Path(part) if part.endswith(".jsonl") else root / part
-        if source.is_file():
-            marks[str(source)] = file_sha256(source)
+    data: Any = getattr(job.config, "data", None)
+    for split in SPLITS if data is not None else ():
+        for part in getattr(data, split):
+            if (source := locate(data, part)).is_file():
+                marks[str(source)] = file_sha256(source)
     return marks
 
 
-def outputs(job: Job) -> Iterator[Path]:
+def outputs(job: Job, before: Mapping[str, Any]) -> Iterator[Path]:
     """What must be there for a step to count as done."""
     for key, path in _paths(job.config.model_dump()):
-        if key in OUTPUTS and (key != "manifests" or job.task.config.__name__ == "ManifestConfig"):
+        if key in OUTPUTS and (key != "manifests" or job.ref.name == "manifest"):
             yield path
-    if (job.folder / "run.json").exists():
-        yield job.folder
+    if "run" in before["summary"]:  # it made a folder
+        yield Path(before["summary"]["run"]) / "run.json"
 
 
 def _paths(value: Any, key: str = "") -> Iterator[tuple[str, Path]]:
