@@ -90,12 +90,13 @@ def pretrain_batch(
     mask: MaskConfig,
     max_seconds: float,
 ) -> Batch:
-    """Crops of one length (the shortest row, at most ``max_seconds``), masked; no padding.
+    """Crops of one length (the bucket's shortest, at most ``max_seconds``), masked; no padding.
 
     Raises DataError for a row with fewer than two masked frames: it has no negatives.
     """
     waves = [_prepare(read(row), architecture) for row in part.rows]
-    length = min(int(max_seconds * SAMPLE_RATE), *(len(wave) for wave in waves))
+    limit = min(max_seconds, part.shortest)  # a row may be shorter than its manifest says
+    length = min(round(limit * SAMPLE_RATE), *(len(wave) for wave in waves))
     crops = []
     for wave, row_key in zip(waves, part.keys, strict=True):
         start = key(int(row_key), CROP) % (len(wave) - length + 1)
@@ -134,11 +135,16 @@ def ctc_batch(
     tokens: Tokens,
     mask: MaskConfig | None,
 ) -> Batch:
-    """Whole utterances, zero-padded, with their labels; masked where ``mask`` is given."""
+    """Whole utterances, zero-padded to the bucket's longest, with their labels.
+
+    Masked where ``mask`` is given.
+    """
     rows = [manifest.rows[row] for row in part.rows]
     waves = [_prepare(read(row), architecture) for row in part.rows]
     samples_B = torch.tensor([len(wave) for wave in waves])
     wave_BS = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    missing = round(part.longest * SAMPLE_RATE) - wave_BS.shape[1]
+    wave_BS = torch.nn.functional.pad(wave_BS, (0, max(0, missing)))
     labels = [torch.tensor(tokens.encode(row.text or ""), dtype=torch.long) for row in rows]
     key_B = torch.from_numpy(part.keys)
     padded = bool((samples_B != wave_BS.shape[1]).any())

@@ -193,9 +193,10 @@ def test_crops_are_pieces_of_their_utterances_in_one_length_and_nothing_is_padde
     manifest: Manifest,
 ) -> None:
     cropped = 0
-    for batch in every_batch(manifest, pretraining()):
+    made = plan(manifest)
+    for number, batch in enumerate(every_batch(manifest, pretraining())):
         whole = [waves(manifest)(row) for row in batch.rows]
-        length = min(19_200, *map(len, whole))
+        length = min(19_200, round(made.bin(number).shortest * 16_000))
         assert batch.samples_B is None
         assert batch.wave_BS.shape == (len(whole), length)
         assert batch.seconds == pytest.approx(len(whole) * length / 16_000)
@@ -204,6 +205,17 @@ def test_crops_are_pieces_of_their_utterances_in_one_length_and_nothing_is_padde
             assert (pieces == crop).all(1).any()
             cropped += len(wave) > length
     assert cropped > 10
+
+
+def test_all_bins_of_a_bucket_have_one_length(manifest: Manifest) -> None:
+    for collate, changes in ((pretraining(), {}), (ctc(), {"crop": False, "max_seconds": 9.0})):
+        made = plan(manifest, bin_seconds=9.0, **changes)
+        lengths: dict[float, set[int]] = {}
+        for number in range(2 * made.bins_per_epoch):
+            part = made.bin(number)
+            found = collate(manifest, waves(manifest), part).wave_BS.shape[1]
+            lengths.setdefault(part.longest, set()).add(found)
+        assert all(len(found) == 1 for found in lengths.values())
 
 
 def crop_starts(manifest: Manifest, keys: Iterable[int]) -> list[int]:
