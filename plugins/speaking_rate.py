@@ -1,4 +1,4 @@
-"""Measure how fast people speak: letters per second and words per minute, from a CTC model.
+"""Measure how fast people speak, from a CTC model.
 
 Goes in: a fine-tuned checkpoint, and audio files, folders or manifests; no transcripts are needed.
 Goes out: a table per speaker, and ``rates.jsonl`` with one line an utterance. The model's best

@@ -74,7 +74,7 @@ Collate = Callable[[Manifest, Read, Bin], Batch]
 
 
 def frames_of(samples: int | Tensor, architecture: Architecture) -> Tensor:
-    """Frames that the feature encoder makes of ``samples``; facts §0."""
+    """Frames that the feature encoder makes of ``samples``."""
     frames = torch.as_tensor(samples)
     for _, kernel, stride in architecture.conv_layers:
         frames = (torch.div(frames - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)

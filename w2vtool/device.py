@@ -32,8 +32,10 @@ def choose(name: str) -> torch.device:
         # oneDNN prepares kernels per shape and keeps 1024 of them; the bins of a plan have more,
         # and preparing them anew took half of a small model's step. Read at the first kernel.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda was asked for, and this machine has none", hint="device=cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"unknown device {name!r}", hint="auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name} was asked for, and is not there", hint="device=cpu")
     return device
 
 

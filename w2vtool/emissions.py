@@ -4,7 +4,7 @@ Goes in: a model and rows of manifests. Goes out: one array per row, in the orde
 a bounded number of them in memory at a time.
 
 Why equal-length batches: padding alone moves the output of a group-norm model by a quarter (its
-statistics run over time; facts §10), so rows share a batch only if they are equally long. Models
+statistics run over time), so rows share a batch only if they are equally long. Models
 with layer norms may be padded.
 """
 
@@ -164,7 +164,7 @@ def layers(
 ) -> Iterator[tuple[Utterance, dict[str, np.ndarray]]]:
     """The named layers of every row, each ``[T, width]`` float32.
 
-    Names (facts §9.3): ``conv`` (latents), ``0`` (input of the Transformer), ``1``… (output of a
+    Names: ``conv`` (latents), ``0`` (input of the Transformer), ``1``… (output of a
     block, without the final LayerNorm of pre-LN models), ``final`` (the context network's output).
     """
 

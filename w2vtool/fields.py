@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-SHARED = ("data", "model", "text", "seed")  # recipe sections that several tasks read
+SHARED = ("data", "model", "text")  # recipe sections that several tasks read
 _LISTS = (list, tuple, set, frozenset, Sequence)
 
 
@@ -100,7 +100,7 @@ def keys(model: Any, prefix: str = "", above: tuple[Any, ...] = ()) -> Iterator[
 def shared_keys(model: Any) -> list[str]:
     """The shared recipe sections that a task with this config reads."""
     fields = model.model_fields
-    return [k for k in SHARED if k in fields and (k == "seed" or models(fields[k].annotation))]
+    return [k for k in SHARED if k in fields and models(fields[k].annotation)]
 
 
 def kind(annotation: Any) -> str:

@@ -155,7 +155,7 @@ def pipeline(recipe: Recipe, words: Sequence[str] = (), *, work: Path | None = N
             errors.append(exc)
     for word in words:
         if word not in used:
-            hint = "start it with the name of a step, or with data, model, text or seed"
+            hint = "start it with the name of a step, or with data, model or text"
             errors.append(ConfigError(f"no step takes {word!r}", where=COMMAND_LINE, hint=hint))
     recipes.raise_all(errors)
     return jobs

@@ -34,9 +34,10 @@ def contrastive_logits(
 ) -> Tensor:
     """Cosine similarities ``[B, M, 1 + N]`` over ``temperature``, the positive first.
 
-    A negative with the positive's codes is −inf (facts §4: it *is* the positive). Why one matrix
-    product: all similarities of a row are the ``[M, M]`` product of two normalised matrices; the
-    candidates are scalars gathered from it, where ports build ``[1 + N, B, M, D]`` vectors.
+    A negative with the positive's codes is −inf (it *is* the positive). Why one
+    matrix product: all similarities of a row are the ``[M, M]`` product of two normalised
+    matrices; the candidates are scalars gathered from it, where ports build
+    ``[1 + N, B, M, D]`` vectors.
     """
     c_BMD = F.normalize(c_BMD.float(), dim=-1, eps=1e-8)
     q_BMD = F.normalize(q_BMD.float(), dim=-1, eps=1e-8)
@@ -63,7 +64,7 @@ def contrastive_loss(logits_BMN: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def diversity_loss(prob_perplexity: Tensor, codes: int) -> Tensor:
-    """Share of the codewords that is not in use, (G·V − perplexity) / (G·V); facts §3."""
+    """Share of the codewords that is not in use, (G·V − perplexity) / (G·V)."""
     return (codes - prob_perplexity) / codes
 
 
@@ -73,7 +74,7 @@ def feature_penalty(conv_BTC: Tensor) -> Tensor:
 
 
 def ctc_loss(logits_BTV: Tensor, frames_B: Tensor, target_BL: Tensor, labels_B: Tensor) -> Tensor:
-    """Sum of the CTC losses of a batch, blank 0; an impossible row counts 0 (facts §6.1)."""
+    """Sum of the CTC losses of a batch, blank 0; an impossible row counts 0."""
     logp_TBV = logits_BTV.float().log_softmax(-1).transpose(0, 1)
     return F.ctc_loss(
         logp_TBV, target_BL, frames_B, labels_B, blank=0, reduction="sum", zero_infinity=True

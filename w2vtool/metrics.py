@@ -135,7 +135,7 @@ class Report:
         self.clock, self.heard, self.skipped = now, heard, skipped
 
     def _warn_of_collapse(self, perplexity: float | None) -> None:
-        """Say once that the codebook is no longer used; the loss alone looks fine then."""
+        """Say, each time it begins, that the codebook falls out of use; the loss looks fine."""
         sizes, job = self.job.spec.architecture, self.job
         if perplexity is None or job.done <= job.loop.updates // 10:
             return

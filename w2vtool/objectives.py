@@ -40,7 +40,7 @@ def skipped_blocks(key: int, blocks: int, probability: float) -> list[bool]:
 
 @dataclass(frozen=True)
 class Contrastive:
-    """Contrastive loss + diversity loss + feature penalty (paper section 3.2; facts §4).
+    """Contrastive loss + diversity loss + feature penalty (paper section 3.2).
 
     The two extra terms are means, weighted by the number of masked frames, so that the whole is a
     sum that is divided by that number once (fairseq's ``sample_size``).
@@ -92,7 +92,7 @@ class Contrastive:
 
 @dataclass(frozen=True)
 class Ctc:
-    """CTC over letters or pieces (facts §6.1); in evaluation also greedy error counts."""
+    """CTC over letters or pieces; in evaluation also greedy error counts."""
 
     tokens: Tokens
     manifest: Manifest  # of the validation split, for the references

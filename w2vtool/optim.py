@@ -12,7 +12,7 @@ from w2vtool.schema import OptimConfig
 
 
 def adamw(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW with decoupled decay on all parameters, as in fairseq (facts §5.1).
+    """Fused AdamW with decoupled decay on all parameters, as in fairseq.
 
     It differs from fairseq's Adam in where eps is added, which matters in the first few hundred
     updates only.
@@ -28,7 +28,7 @@ def adamw(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.opti
 
 
 def learning_rate(update: int, updates: int, config: OptimConfig) -> float:
-    """Rate of update number ``update`` (from 0) of ``updates``; facts §5.2.
+    """Rate of update number ``update`` (from 0) of ``updates``.
 
     polynomial: linear up, linear down to 0. tri-stage: linear from 1 % up, hold, then exponential
     down to ``floor`` of the peak (the paper says linear, the code is exponential). constant: linear

@@ -52,7 +52,6 @@ _RECIPE_WORDS = (
     "data",
     "model",
     "text",
-    "seed",
 )
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*( [a-z0-9][a-z0-9_-]*)*")
 

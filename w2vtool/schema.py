@@ -174,7 +174,9 @@ class ModelConfig(Architecture):
     """Which network: a named architecture, and what to change of it."""
 
     architecture: Literal["base", "large", "large-lv60k", "small"] = knob(
-        "base", "The named architecture that all other sizes start from.", source="facts §1.4"
+        "base",
+        "The named architecture that all other sizes start from.",
+        source="paper §4.2",
     )
     init: Path | None = knob(
         None, "Checkpoint to start from; the architecture is then the checkpoint's."
@@ -229,7 +231,7 @@ class DataConfig(Config):
     manifests: Path = knob(Path("run:manifest"), "Folder for the manifests built from parts.")
     hours: float | None = knob(
         None,
-        "Use only this much of the training split, drawn by a seeded shuffle of utterances.",
+        "Use only this much of the training split: always the same random part of it.",
         unit="h",
         gt=0,
     )
@@ -303,16 +305,24 @@ class OptimConfig(Config):
     )
     clip: float = knob(0.0, "Largest gradient norm; 0 is off.", ge=0, source="fairseq clip_norm")
     schedule: Literal["polynomial", "tri-stage", "constant"] = knob(
-        "polynomial", "Shape of the learning rate.", source="facts §5.2"
+        "polynomial", "Shape of the learning rate.", source="fairseq"
     )
     warmup: float = knob(
         0.08, "Share of the updates that the rate rises in.", ge=0, le=1, source="paper §4.2"
     )
     hold: float = knob(
-        0.4, "Share of the updates at the peak (tri-stage).", ge=0, le=1, source="facts §5.2"
+        0.4,
+        "Share of the updates at the peak (tri-stage).",
+        ge=0,
+        le=1,
+        source="fairseq",
     )
     floor: float = knob(
-        0.05, "Last rate as a share of the peak (tri-stage).", gt=0, le=1, source="facts §5.2"
+        0.05,
+        "Last rate as a share of the peak (tri-stage).",
+        gt=0,
+        le=1,
+        source="fairseq",
     )
 
 

@@ -44,6 +44,10 @@ def test_the_chain_runs_skips_what_is_unchanged_and_redoes_what_depends_on_a_cha
     assert "lexicon-lm: " in said and "lm.arpa has changed" in said
     assert said.count("skipped") == len(STEPS) - 2
 
+    (tmp_path / "manifest" / "test.jsonl").unlink()
+    _, said = run(tmp_path, capsys, *smoke, "--until", "manifest")
+    assert "test.jsonl is not there" in said
+
     shutil.rmtree(first["steps"]["greedy"]["run"])
     _, said = run(tmp_path, capsys, *smoke, "lm.train.order=2", "--until", "greedy")
     assert "run.json is not there" in said and said.count("skipped") == 4

@@ -209,15 +209,14 @@ def test_a_section_is_the_shared_ones_that_the_config_reads_under_its_own() -> N
     class Train(Config):
         data: Data = knob(Data(), "Data.")
         text: list[Path] = knob([], "Not the shared section of that name.")
-        seed: int = knob(1, "Seed.")
 
     recipe = node(
-        "seed: 5\ndata: {lang: de, train: /t}\ntext: {case: upper}\nmodel: {}\n"
+        "data: {lang: de, train: /t}\ntext: {case: upper}\nmodel: {}\n"
         "lm: {train: {data: {lang: fr}}}\n"
     )
     config, origins = cfg.build(Train, cfg.section(recipe, "lm train", Train), work=None)
-    assert (config.data.lang, config.data.train, config.seed) == ("fr", Path("/t"), 5)
-    assert config.text == [] and origins["data.lang"] == "r.yaml:5"
+    assert (config.data.lang, config.data.train) == ("fr", Path("/t"))
+    assert config.text == [] and origins["data.lang"] == "r.yaml:4"
 
 
 def test_steps_have_names_and_values_of_their_own() -> None:
@@ -521,9 +520,7 @@ def test_the_schema_knows_sections_groups_variants_and_requires_nothing() -> Non
 
     schema = cfg.json_schema({"toy": Toy, "lm train": Needs})
     top = schema["properties"]
-    assert {"extends", "variants", "pipeline", "toy", "lm", "data", "seed", "name"} == set(top) - {
-        "about"
-    }
+    assert {"extends", "variants", "pipeline", "toy", "lm", "data", "name"} == set(top) - {"about"}
     assert set(top["lm"]["properties"]) == {"train"}
     definition = schema["$defs"][top["lm"]["properties"]["train"]["$ref"].rpartition("/")[2]]
     assert set(definition["properties"]) == {"data", "path"} and "required" not in definition
@@ -532,6 +529,5 @@ def test_the_schema_knows_sections_groups_variants_and_requires_nothing() -> Non
         "toy",
         "lm",
         "data",
-        "seed",
         "pipeline",
     }

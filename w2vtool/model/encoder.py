@@ -82,7 +82,7 @@ class ConvLayer(nn.Module):
 class FeatureEncoder(nn.Module):
     """Waveform to latents: seven strided convolutions, 320 samples (20 ms) apart.
 
-    Source: paper section 2 "Feature encoder"; facts §1.1. ``extractor_norm`` "group" normalises
+    Source: paper section 2 "Feature encoder" ``extractor_norm`` "group" normalises
     after the first convolution only (fairseq "default"), "layer" after every one.
     """
 
@@ -121,7 +121,7 @@ class PositionalConv(nn.Module):
     """Relative positions by a wide grouped convolution with weight norm over its taps, and GELU.
 
     Why not ``nn.utils.parametrizations.weight_norm``: it would recompute the norm twice, and an
-    initialisation applied after it is lost without a word (facts §1.5).
+    initialisation applied after it is lost without a word.
     """
 
     def __init__(self, width: int, kernel: int, groups: int) -> None:
@@ -240,7 +240,7 @@ class ContextNetwork(nn.Module):
         """``[B, T, D]`` → ``[B, T, D]``; ``skip[i]`` leaves block i out (LayerDrop).
 
         ``layers`` names what is returned beside the result: "0" is the input of the first block,
-        "1"… the output of each block without the final LayerNorm of pre-LN models (facts §9.3).
+        "1"… the output of each block without the final LayerNorm of pre-LN models.
         """
         keep_B11T = None
         if frames_B is not None:
@@ -280,7 +280,7 @@ class Wav2Vec2(nn.Module):
     def encode(
         self, wave_BS: Tensor, samples_B: Tensor | None = None, *, gradient_scale: float = 1.0
     ) -> Frames:
-        """Waveform ``[B, S]`` → latents; ``gradient_scale`` 0 keeps no graph (facts §1.2)."""
+        """Waveform ``[B, S]`` → latents; ``gradient_scale`` 0 keeps no graph."""
         if gradient_scale == 0:
             with torch.no_grad():
                 conv_BTC = self.feature_encoder(wave_BS)
@@ -303,7 +303,7 @@ class Wav2Vec2(nn.Module):
         """Mask latents and run the context network over them.
 
         Masked frames are replaced by the mask embedding, masked channels by 0, in this order
-        (facts §2).
+        .
         """
         x_BTD = frames.x_BTC if self.project is None else self.project(frames.x_BTC)
         x_BTD = self.input_dropout(x_BTD)

@@ -65,7 +65,7 @@ def span_mask(
     is that of ``compute_mask_indices`` v0.12.2 (static lengths, overlaps allowed): ⌊p·T/length + u⌋
     spans, at least ``min_spans``; starts without replacement from the first T − length frames, so
     the last frame is never masked. Rows too short for a span get a span of what fits, down to
-    one masked frame of two, rather than an error (facts §2).
+    one masked frame of two, rather than an error.
     """
     # the rounding draw comes first: in last place it would change with the padding of the batch
     rounding_B, u_BT = uniform(key_B, purpose, width + 1).tensor_split([1], dim=1)

@@ -21,7 +21,7 @@ class Quantized(NamedTuple):
 
 
 def temperature(update: int, start: float, floor: float, decay: float) -> float:
-    """Gumbel temperature after ``update`` optimizer updates (facts §3): 2.0 → 0.5 for BASE."""
+    """Gumbel temperature after ``update`` optimizer updates: 2.0 → 0.5 for BASE."""
     return max(start * decay**update, floor)
 
 

@@ -41,9 +41,9 @@ class BeamConfig(Config):
     lm_weight: float = knob(
         2.0,
         "Weight of the language model's log10 probabilities, as in flashlight and fairseq.",
-        source="facts §7",
+        source="fairseq infer.py",
     )
-    word_score: float = knob(0.0, "Bonus of each word.", unit="nats", source="facts §7")
+    word_score: float = knob(0.0, "Bonus of each word.", unit="nats", source="fairseq infer.py")
     sil_score: float = knob(0.0, "Bonus of each frame of the word separator.", unit="nats")
     unk_score: float = knob(-5.0, "Bonus of a word outside of the lexicon (search: open).")
     unk_letter_score: float = knob(-1.0, "Bonus of each of its letters (search: open).")

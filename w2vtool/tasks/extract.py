@@ -33,7 +33,7 @@ class ExtractConfig(Config):
         "final",
         "Layers, with commas: conv (latents), 0 (input of the first block), 1… (output of a block, "
         "without the last norm of pre-LN models), final (output of the network).",
-        source="facts §9.3",
+        source="docs/features.md",
     )
     format: Literal["safetensors", "npy"] = knob("safetensors", "Files to write.")
     device: str = knob("auto", "auto, cpu or cuda.")
@@ -106,7 +106,11 @@ def claim(config: ExtractConfig, names: list[str], source: dict[str, str]) -> No
     if not path.exists():
         write_atomic(path, json.dumps(wanted, indent=1) + "\n")
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as exc:
+        hint = "choose another --out"
+        raise DataError(f"cannot be read: {exc}", where=str(path), hint=hint) from exc
     if found != wanted:
         differ = ", ".join(key for key in wanted if found.get(key) != wanted[key])
         raise ConfigError(

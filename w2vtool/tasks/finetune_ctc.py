@@ -32,12 +32,12 @@ class FinetuneConfig(Config):
     text: TextConfig = knob(TextConfig(), "How transcripts become tokens.")
     model: ModelConfig = knob(ModelConfig(), "The network; init is the pre-trained checkpoint.")
     dropouts: Dropouts = knob(
-        Dropouts(activation=0.1, layer_drop=0.1), "Regularisation.", source="facts §6.2"
+        Dropouts(activation=0.1, layer_drop=0.1), "Regularisation.", source="fairseq base_100h.yaml"
     )
     mask: MaskConfig = knob(
         MaskConfig(probability=0.65, channel_probability=0.5),
         "Frames and channels hidden in training.",
-        source="facts §6.2",
+        source="fairseq base_100h.yaml",
     )
     freeze_updates: int = knob(
         0,
@@ -59,12 +59,12 @@ class FinetuneConfig(Config):
     optim: OptimConfig = knob(
         OptimConfig(lr=3e-5, eps=1e-8, weight_decay=0.0, schedule="tri-stage", warmup=0.1),
         "Optimizer and schedule.",
-        source="facts §6.2",
+        source="fairseq base_100h.yaml",
     )
     loop: LoopConfig = knob(
         LoopConfig(updates=80_000, bin_seconds=200.0, bins=8, max_seconds=40.0),
         "Length and portions.",
-        source="facts §6.2",
+        source="fairseq base_100h.yaml",
     )
 
 

@@ -36,7 +36,7 @@ class PretrainConfig(Config):
     dropouts: Dropouts = knob(
         Dropouts(hidden=0.1, attention=0.1, input=0.1, features=0.1, layer_drop=0.05),
         "Regularisation.",
-        source="facts §1.4, BASE",
+        source="fairseq wav2vec2_base_librispeech.yaml",
     )
     mask: MaskConfig = knob(MaskConfig(), "Which frames are to be guessed.")
     objective: ObjectiveConfig = knob(ObjectiveConfig(), "The loss.")

@@ -57,9 +57,15 @@ def run_pipeline(config: RunConfig, run: Run) -> dict[str, Any]:
         run.say(f"[{number}/{len(chain)}] {job.step}: {reason}")
         clock = time.monotonic()
         read = inputs(job)
-        summary = jobs.execute(job, resume=resumable(job), parent=run)
+        asked = {"config": job.digest, "inputs": read}
+        resume = before.get("started") == asked and unfinished(job)
+        state[job.step] = {"started": asked}
+        _write(state_path, state)
+        summary = jobs.execute(job, resume=resume, parent=run)
         seconds = time.monotonic() - clock
         summaries[job.step] = summary
+        # a step that built a manifest itself has read it: no reason to run again
+        read = {**inputs(job), **read}
         state[job.step] = {"config": job.digest, "inputs": read, "summary": summary}
         _write(state_path, state)
         rows.append((job.step, "done", f"{seconds:.0f} s", place(job)))
@@ -82,8 +88,8 @@ def _chosen(config: RunConfig, chain: list[Job]) -> set[str]:
 
 def why(job: Job, before: Mapping[str, Any]) -> str:
     """Why a step has to run, or nothing."""
-    if not before:
-        return "not run yet"
+    if "summary" not in before:
+        return "was not finished" if before else "not run yet"
     if before["config"] != job.digest:
         return "its settings have changed"
     changed = [name for name, mark in inputs(job).items() if before["inputs"].get(name) != mark]
@@ -93,13 +99,11 @@ def why(job: Job, before: Mapping[str, Any]) -> str:
     return f"{missing[0]} is not there" if missing else ""
 
 
-def resumable(job: Job) -> bool:
-    """Whether the step's folder holds an unfinished run of the same settings."""
+def unfinished(job: Job) -> bool:
+    """Whether the step's folder holds a run that did not end well."""
     from w2vtool.run import record
 
-    found = record(job.folder) or {}
-    unfinished = found.get("status") in ("running", "interrupted", "failed")
-    return unfinished and found.get("config_sha256") == job.digest
+    return (record(job.folder) or {}).get("status") in ("running", "interrupted", "failed")
 
 
 def inputs(job: Job) -> dict[str, str]:
@@ -120,14 +124,29 @@ def inputs(job: Job) -> dict[str, str]:
         for part in getattr(data, split):
             if (source := locate(data, part)).is_file():
                 marks[str(source)] = file_sha256(source)
+    for path in _manifests(job) if job.ref.name != "manifest" else ():
+        if path.is_file():
+            marks[str(path)] = file_sha256(path)
     return marks
+
+
+def _manifests(job: Job) -> list[Path]:
+    """The manifests of the recipe's splits that are built from parts of a corpus."""
+    from w2vtool.splits import SPLITS, path_of
+
+    data: Any = getattr(job.config, "data", None)
+    parts = {} if data is None else {name: getattr(data, name) for name in SPLITS}
+    built = [name for name, given in parts.items() if given and not given[0].endswith(".jsonl")]
+    return [path_of(data, name) for name in built]
 
 
 def outputs(job: Job, before: Mapping[str, Any]) -> Iterator[Path]:
     """What must be there for a step to count as done."""
     for key, path in _paths(job.config.model_dump()):
-        if key in OUTPUTS and (key != "manifests" or job.ref.name == "manifest"):
+        if key in OUTPUTS and key != "manifests":
             yield path
+    if job.ref.name == "manifest":
+        yield from _manifests(job)
     if "run" in before["summary"]:  # it made a folder
         yield Path(before["summary"]["run"]) / "run.json"
 
