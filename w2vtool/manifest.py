@@ -20,7 +20,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,11 +71,6 @@ class Manifest:
     path: Path
     rows: list[Utterance]
     sha256: str
-
-    @cached_property
-    def by_id(self) -> Mapping[str, Utterance]:
-        """Rows by their id."""
-        return {row.id: row for row in self.rows}
 
     @property
     def seconds(self) -> float:
