@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 import torch
+from torch import nn
 
 from w2vtool import checkpoint, manifest
 from w2vtool.manifest import Utterance
@@ -29,6 +31,14 @@ SIZES: dict[str, Any] = {
     "final_width": 8,
 }
 TINY = Architecture(**SIZES)
+LV60K: dict[str, Any] = {  # what LARGE of LV-60k has other than BASE, but for the sizes
+    "extractor_norm": "layer",
+    "conv_bias": True,
+    "norm_first": True,
+    "normalize": True,
+}
+GROUP = TINY.model_copy(update={"width": 32, "heads": 4, "ffn_width": 48, "final_width": 16})
+STYLES = {"group": GROUP, "layer": GROUP.model_copy(update=LV60K)}
 TOKENS = Tokens()
 
 
@@ -98,3 +108,39 @@ def save(run: Path, kind: str, tokens: Tokens = TOKENS, seed: int = 0, case: str
     spec = checkpoint.Spec(kind, TINY, tokens if kind == "ctc" else None, case)
     checkpoint.save(run / "checkpoints", 1, spec.build(), spec)
     return run
+
+
+def shake(model: nn.Module) -> None:
+    """Move biases and norms off their defaults: zeros and ones would hide a wrong name."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "norm.weight" in name:
+                p.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                p.uniform_(-0.2, 0.2)
+
+
+def hf_config(sizes: Architecture, **more: Any) -> Any:
+    """The configuration of transformers that makes this network."""
+    transformers = pytest.importorskip("transformers")
+    channels, kernels, strides = zip(*sizes.conv_layers, strict=True)
+    return transformers.Wav2Vec2Config(
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        intermediate_size=sizes.ffn_width,
+        feat_extract_norm=sizes.extractor_norm,
+        do_stable_layer_norm=sizes.norm_first,
+        conv_dim=channels,
+        conv_kernel=kernels,
+        conv_stride=strides,
+        conv_bias=sizes.conv_bias,
+        num_conv_pos_embeddings=sizes.position_kernel,
+        num_conv_pos_embedding_groups=sizes.position_groups,
+        num_codevector_groups=sizes.codebook_groups,
+        num_codevectors_per_group=sizes.codebook_entries,
+        codevector_dim=sizes.final_width,
+        proj_codevector_dim=sizes.final_width,
+        **more,
+    )

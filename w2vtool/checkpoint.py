@@ -34,14 +34,16 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from w2vtool.errors import CheckpointError, DataError
-from w2vtool.model.heads import CtcModel, PretrainModel
+from w2vtool.model.heads import Backbone, CtcModel, PretrainModel
 from w2vtool.schema import Architecture, Dropouts
 from w2vtool.text import Tokens
 
 log = logging.getLogger(__name__)
 FORMAT = 1
+KINDS = ("pretrain", "ctc", "backbone")
 _FILES = ("model.safetensors", "model.json", "state.json")
 _NAME = re.compile(r"step-\d{8,}")
+Model = PretrainModel | CtcModel | Backbone
 _SHOWN = 8  # weights that do not fit, listed in one error
 
 
@@ -49,9 +51,9 @@ _SHOWN = 8  # weights that do not fit, listed in one error
 class Spec:
     """What a model is: enough to build it and to feed it."""
 
-    kind: str  # "pretrain" or "ctc"
+    kind: str  # one of KINDS
     architecture: Architecture
-    tokens: Tokens | None = None
+    tokens: Tokens | None = None  # of "ctc" always, of the others never
     case: str = "upper"
 
     def to_json(self) -> dict[str, Any]:
@@ -64,10 +66,12 @@ class Spec:
             "case": self.case,
         }
 
-    def build(self, dropouts: Dropouts | None = None) -> PretrainModel | CtcModel:
+    def build(self, dropouts: Dropouts | None = None) -> Model:
         """A model with fresh weights."""
         if self.kind == "pretrain":
             return PretrainModel(self.architecture, dropouts)
+        if self.kind == "backbone":
+            return Backbone(self.architecture, dropouts)
         assert self.tokens is not None
         return CtcModel(self.architecture, len(self.tokens), dropouts)
 
@@ -81,7 +85,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     state: dict[str, Any]
 
-    def model(self, dropouts: Dropouts | None = None) -> PretrainModel | CtcModel:
+    def model(self, dropouts: Dropouts | None = None) -> Model:
         """The model with these weights. Raises CheckpointError when they do not fit."""
         model = self.spec.build(dropouts)
         load_weights(model, self.weights, str(self.path))
@@ -130,21 +134,35 @@ def save(
 
     ``state`` must fit in JSON; its ``best_step`` is the number of the best one so far, or None.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:08d}"
+    write(
+        final, model.state_dict(), spec, {**(state or {}), "step": step}, _moments(model, optimizer)
+    )
+    return final
+
+
+def write(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    spec: Spec,
+    state: Mapping[str, Any],
+    moments: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the checkpoint directory ``path``, complete or not at all; its parent must exist."""
     files = {
-        "model.safetensors": save_tensors(_on_cpu(model.state_dict())),
+        "model.safetensors": save_tensors(_on_cpu(weights)),
         "model.json": _json(spec.to_json()),
-        "state.json": _json({"best_step": None, **(state or {}), "step": step}),
+        "state.json": _json({"best_step": None, "step": 0, **state}),
     }
-    if optimizer is not None:
-        files["optimizer.safetensors"] = save_tensors(_on_cpu(_moments(model, optimizer)))
+    if moments is not None:
+        files["optimizer.safetensors"] = save_tensors(_on_cpu(moments))
     hashes = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in files.items()
     }
     files["MANIFEST.json"] = _json({"format": FORMAT, "files": hashes})  # last
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step-{step:08d}"
-    part = _hidden(final)
+    part = _hidden(path)
     part.mkdir()
     try:
         for name, data in files.items():
@@ -153,13 +171,12 @@ def save(
                 file.flush()
                 os.fsync(file.fileno())
         _sync(part)
-        _discard(final)  # only there if it was damaged, or saved by a signal just now
-        part.rename(final)
+        _discard(path)  # only there if it was damaged, or saved by a signal just now
+        part.rename(path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    _sync(folder)
-    return final
+    _sync(path.parent)
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -193,10 +210,13 @@ def find(path: Path, *, best: bool = True) -> Path:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = _steps(folder)
     if not steps:
+        foreign = path.is_file() or (path / "config.json").exists()
         raise CheckpointError(
             "no checkpoint here" if path.exists() else "no such checkpoint",
             where=str(path),
-            hint="give a run folder, or a step-… folder in its checkpoints/",
+            hint=f"a model of another toolkit? w2vtool import {path} --out DIR"
+            if foreign
+            else "give a run folder, or a step-… folder in its checkpoints/",
         )
     chosen = best_step(folder) if best else None
     steps.sort(
@@ -237,7 +257,7 @@ def load(path: Path, *, best: bool = True) -> Checkpoint:
         weights = load_tensors(_read(path, "model.safetensors", listed))
     except (ValueError, KeyError, TypeError, DataError, SafetensorError) as exc:
         raise CheckpointError(f"cannot be read: {exc}", where=str(path)) from exc
-    if spec.kind not in ("pretrain", "ctc") or (spec.kind == "ctc" and spec.tokens is None):
+    if spec.kind not in KINDS or (spec.kind == "ctc" and spec.tokens is None):
         raise CheckpointError(f"a checkpoint of kind {spec.kind!r}", where=str(path))
     return Checkpoint(path, spec, weights, state)
 
@@ -259,20 +279,9 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
             }
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What ``w2vtool info`` prints: kind, sizes, vocabulary, training, files."""
-    loaded = load(path)
-    spec = loaded.spec
-    return {
-        "path": str(loaded.path),
-        "kind": spec.kind,
-        "parameters": sum(value.numel() for value in loaded.weights.values()),
-        "architecture": spec.architecture.model_dump(mode="json"),
-        "tokens": list(spec.tokens.symbols) if spec.tokens else None,
-        "case": spec.case,
-        "state": loaded.state,
-        "files": {name: entry["sha256"] for name, entry in _manifest(loaded.path).items()},
-    }
+def files(path: Path) -> dict[str, dict[str, Any]]:
+    """Size (``bytes``) and ``sha256`` of each file of a checkpoint, from its manifest."""
+    return _manifest(path)
 
 
 def fingerprint(path: Path) -> str:
@@ -335,7 +344,9 @@ def _damaged(path: Path, what: str) -> CheckpointError:
     )
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor] | None:
+    if optimizer is None:
+        return None
     return {
         f"{name}/{key}": value
         for name, parameter in model.named_parameters()

@@ -165,10 +165,10 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Describe a checkpoint or a run folder."""
-    from w2vtool import checkpoint
     from w2vtool.console import Console
+    from w2vtool.describe import describe
 
-    found = checkpoint.describe(path)
+    found = describe(path)
     if as_json:
         from w2vtool.run import jsonable
 
@@ -178,11 +178,15 @@ def info(
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested facts as rows, with dotted names."""
+    """Nested facts as rows, with dotted names; each item of a list of facts is one row."""
     rows: list[tuple[str, str]] = []
     for key, value in facts.items():
         if isinstance(value, dict) and value:
             rows += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for number, item in enumerate(value, start=1):
+                plain = (f"{k} {v}" for k, v in item.items() if not isinstance(v, dict | list))
+                rows.append((f"{prefix}{key}.{number}", ", ".join(plain)))
         else:
             rows.append((f"{prefix}{key}", str(value)))
     return rows

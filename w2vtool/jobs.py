@@ -77,8 +77,7 @@ def prepare(
     for flag, given in flags:
         section = put(section, task.flags[flag], _flag_value(task, flag, given))
     if inputs:
-        origin = f"{COMMAND_LINE} ({task.inputs})"
-        section = put(section, task.inputs, Node([Node(word, origin) for word in inputs], origin))
+        section = put(section, task.inputs, _inputs(task, inputs))
     if work is None and recipe is not None:
         work = Path("runs") / recipe.label
     work = work.absolute() if work else None
@@ -86,6 +85,18 @@ def prepare(
     name = step.name if step else ref.name.replace(" ", "-")
     folder = run_dir.absolute() if run_dir else _folder(ref, name, work)
     return Job(ref, task, config, origins, name, work, folder, recipe, tuple(left))
+
+
+def _inputs(task: Task[Any], words: Sequence[str]) -> Node:
+    """Positional words as the value of the key that the task names: a list, or a single one."""
+    origin = f"{COMMAND_LINE} ({task.inputs})"
+    info = fields.field_at(task.config, task.inputs)
+    if info is None or fields.is_list(info.annotation):
+        return Node([Node(word, origin) for word in words], origin)
+    if len(words) > 1:
+        what = f"one {task.inputs} at a time, not {' and '.join(words)}"
+        raise ConfigError(what, where=COMMAND_LINE)
+    return Node(words[0], origin)
 
 
 def load(ref: TaskRef) -> Task[Any]:

@@ -38,6 +38,18 @@ def skipped_blocks(key: int, blocks: int, probability: float) -> list[bool]:
     return (uniform(torch.tensor([key]), LAYER_DROP, blocks)[0] < probability).tolist()
 
 
+def one_by_one(model: CtcModel, wave_BS: Tensor, samples_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits ``[B, T, V]`` and frames per row, each row computed without its padding.
+
+    Padding changes what a group-norm model says (facts in docs/checkpoints.md), so a validation
+    that pads would choose its best step by other errors than ``decode`` makes.
+    """
+    rows = zip(wave_BS, samples_B.tolist(), strict=True)
+    logits = [model(wave_S[None, :samples])[0][0] for wave_S, samples in rows]
+    frames_B = torch.tensor([len(row) for row in logits], device=wave_BS.device)
+    return nn.utils.rnn.pad_sequence(logits, batch_first=True), frames_B
+
+
 @dataclass(frozen=True)
 class Contrastive:
     """Contrastive loss + diversity loss + feature penalty (paper section 3.2).
@@ -114,16 +126,21 @@ class Ctc:
         assert isinstance(model, CtcModel)
         assert batch.target_BL is not None
         assert batch.labels_B is not None
-        blocks = model.wav2vec2.architecture.layers
-        logits, frames_B = model(
-            batch.wave_BS,
-            batch.samples_B,
-            mask_BT=batch.mask_BT,
-            channel_mask_BD=batch.channel_mask_BD,
-            gradient_scale=self.gradient_scale,
-            freeze=model.training and step < self.freeze_updates,
-            skip=skipped_blocks(batch.key, blocks, self.layer_drop if model.training else 0),
-        )
+        sizes = model.wav2vec2.architecture
+        if batch.samples_B is not None and not model.training and sizes.extractor_norm == "group":
+            logits, frames_B = one_by_one(model, batch.wave_BS, batch.samples_B)
+        else:
+            logits, frames_B = model(
+                batch.wave_BS,
+                batch.samples_B,
+                mask_BT=batch.mask_BT,
+                channel_mask_BD=batch.channel_mask_BD,
+                gradient_scale=self.gradient_scale,
+                freeze=model.training and step < self.freeze_updates,
+                skip=skipped_blocks(
+                    batch.key, sizes.layers, self.layer_drop if model.training else 0
+                ),
+            )
         if frames_B is None:
             frames_B = torch.full((len(logits),), logits.shape[1], device=logits.device)
         total = ctc_loss(logits, frames_B, batch.target_BL, batch.labels_B)

@@ -34,6 +34,8 @@ BUILT_IN = {
     "lm train": ("w2vtool.tasks.lm_train:TASK", "Estimate an n-gram language model from text."),
     "decode": ("w2vtool.tasks.decode:TASK", "Transcribe audio, with a language model if given."),
     "extract": ("w2vtool.tasks.extract:TASK", "Write the features of chosen layers."),
+    "import": ("w2vtool.tasks.import_model:TASK", "Take over a fairseq, HF or torchaudio model."),
+    "export": ("w2vtool.tasks.export_model:TASK", "Write a model for fairseq, HF or torchaudio."),
     "run": ("w2vtool.tasks.run:TASK", "Run the pipeline of a recipe, skipping what is done."),
 }
 COMMANDS = {

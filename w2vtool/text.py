@@ -10,6 +10,7 @@ is the one of the published fine-tuned models, so their weights fit without a pe
 from __future__ import annotations
 
 import base64
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ WORD_END = "|"
 # Source: dict.ltr.txt of fairseq's fine-tuned models; by falling count in LibriSpeech.
 LETTERS = (*SPECIALS, *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ")
 
+_COUNTED = re.compile(r"\S+ \d+( #fairseq:overwrite)?")
 _WORD_BEGIN = "▁"  # SentencePiece's mark
 _APOSTROPHES = str.maketrans({"\u2019": "'", "\u02bc": "'", "\uff07": "'"})
 _INVISIBLE = {"\u00ad", "\u200b", "\u2060", "\ufeff"}  # soft hyphen, zero-width space, BOM …
@@ -143,6 +145,25 @@ class Tokens:
         if problems:
             raise DataError("\n  ".join(["not a fairseq dictionary", *problems[:20]]))
         return cls(tuple(symbols))
+
+    @classmethod
+    def from_dictionary(cls, path: str | Path) -> Tokens:
+        """Letter tokens of a fairseq dictionary, or of a list with one symbol a line, blank first.
+
+        A list names every output row; an empty line or a space stands for the word separator, and
+        ``-`` in the first row for the blank, as in torchaudio's labels. Raises DataError.
+        """
+        lines = _lines(Path(path))
+        if lines and all(_COUNTED.fullmatch(line) for line in lines):
+            return cls.from_fairseq_dict(path)
+        symbols = [line.strip() or WORD_END for line in lines]
+        if symbols[:1] == ["-"]:
+            symbols[0] = SPECIALS[0]
+        try:
+            return cls(tuple(symbols))
+        except DataError as error:
+            hint = "a dictionary has 'SYMBOL COUNT' lines; a list has one symbol a line"
+            raise DataError(error.what, where=str(path), hint=hint) from error
 
     @classmethod
     def from_sentencepiece(cls, path: str | Path) -> Tokens:

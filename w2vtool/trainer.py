@@ -65,6 +65,7 @@ class Training:
     rank: int = 0
     world: int = 1
     best_metric: str = "loss"
+    history: list[dict[str, Any]] = field(default_factory=list)  # of the weights it starts from
     done: int = 0
     saved: int = 0  # the step of the newest checkpoint
     due: bool = False  # whether this step is yet to be validated
@@ -96,6 +97,7 @@ class Training:
             "validated": self.validated,
             "seed": self.loop.seed,
             "manifest": self.train.manifest.sha256,
+            "history": self.history,
         }
         self.saved = self.done
         self.wishes[2] = 0.0

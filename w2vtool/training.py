@@ -79,36 +79,64 @@ def start(loop: LoopConfig, run: Folder) -> Iterator[Place]:
         yield Place(chosen, rank, world)
 
 
+@dataclass(frozen=True)
+class Start:
+    """What to train, the weights to start from (those that there are), and where they come from."""
+
+    spec: checkpoint.Spec
+    weights: dict[str, Tensor]
+    history: list[dict[str, Any]]  # of those weights, the oldest first
+
+
 def initial(
-    model: ModelConfig, kind: str, *, tokens: Tokens | None = None, case: str = "upper"
-) -> tuple[checkpoint.Spec, dict[str, Tensor]]:
-    """What to train, and the weights to start from: of ``model.init``, or none.
+    model: ModelConfig,
+    kind: str,
+    *,
+    tokens: Tokens | None = None,
+    case: str = "upper",
+    fresh_head: bool = False,
+) -> Start:
+    """Start from ``model.init``, or from nothing.
 
     A CTC model starts from the body of a pre-trained one with a fresh head, or from another CTC
-    model with its head. Raises CheckpointError when the vocabularies differ.
+    model with its head, unless ``fresh_head``. Raises CheckpointError when the vocabularies differ.
     """
     if model.init is None:
-        return checkpoint.Spec(kind, model.sizes(), tokens, case), {}
+        return Start(checkpoint.Spec(kind, model.sizes(), tokens, case), {}, [])
     source = checkpoint.load(model.init)
     spec = checkpoint.Spec(kind, source.spec.architecture, tokens, case)
-    if source.spec.kind == kind == "ctc" and source.spec.tokens != tokens:
+    same = source.spec.kind == kind and not fresh_head
+    if same and kind == "ctc" and source.spec.tokens != tokens:
         old = source.spec.tokens.symbols if source.spec.tokens else ()
         new = tokens.symbols if tokens else ()
         raise CheckpointError(
             "the checkpoint was trained with another vocabulary\n"
             f"  checkpoint: {' '.join(old)}\n  this run:   {' '.join(new)}",
             where=str(source.path),
-            hint="use the checkpoint's text section, or start from a pre-trained checkpoint",
+            hint="use the checkpoint's text section; or fresh_head=true, to learn a new head",
         )
-    if source.spec.kind == kind:
-        return spec, source.weights
     body = {k: v for k, v in source.weights.items() if k.startswith("wav2vec2.")}
-    return spec, body
+    return Start(spec, source.weights if same else body, lineage(source))
+
+
+def lineage(source: checkpoint.Checkpoint) -> list[dict[str, Any]]:
+    """How the weights of a checkpoint came about: its own history, then its own training."""
+    state = source.state
+    history = list(state.get("history", []))
+    if "seconds" in state:  # trained here, not only imported
+        entry = {
+            "task": source.spec.kind,
+            "updates": state["step"],
+            "audio_hours": round(state["seconds"] / 3600, 3),
+            "manifest": state.get("manifest"),
+            "weights": checkpoint.fingerprint(source.path),
+        }
+        history.append(entry)
+    return history
 
 
 def build(
-    spec: checkpoint.Spec,
-    weights: Mapping[str, Tensor],
+    start: Start,
     dropouts: Dropouts,
     seed: int,
     *,
@@ -119,10 +147,10 @@ def build(
     ``blank_bias`` is the bias that the blank of a fresh CTC head starts with.
     """
     torch.manual_seed(seed)
-    model = spec.build(dropouts)
-    if isinstance(model, CtcModel) and spec.tokens is not None:
-        nn.init.constant_(model.head.bias[spec.tokens.blank], blank_bias)
-    checkpoint.load_weights(model, {**model.state_dict(), **weights}, "model.init")
+    model = start.spec.build(dropouts)
+    if isinstance(model, CtcModel) and start.spec.tokens is not None:
+        nn.init.constant_(model.head.bias[start.spec.tokens.blank], blank_bias)
+    checkpoint.load_weights(model, {**model.state_dict(), **start.weights}, "model.init")
     return model
 
 
@@ -209,7 +237,7 @@ def fit(
     place: Place,
     *,
     model: nn.Module,
-    spec: checkpoint.Spec,
+    start: Start,
     objective: trainer.Objective,
     splits: Mapping[str, Split],
     loop: LoopConfig,
@@ -219,7 +247,8 @@ def fit(
     """Train in the run folder, go on there with ``--resume``, and give a summary."""
     job = trainer.Training(
         model=model,
-        spec=spec,
+        spec=start.spec,
+        history=start.history,
         objective=objective,
         train=splits["train"],
         valid=splits.get("valid"),
@@ -235,7 +264,7 @@ def fit(
         job.resume()
         if place.rank == 0:
             forget(run.folder / "metrics.jsonl", job.done, due=job.due)
-    describe(run, job, splits)
+    describe(run, job, splits, fresh_parts(model, start))
     result = trainer.train(job, run)
     seconds, skipped = job.tally.tolist()
     return {
@@ -264,7 +293,17 @@ def forget(path: Path, step: int, *, due: bool) -> None:
         write_atomic(path, "".join(kept))
 
 
-def describe(run: Folder, job: trainer.Training, splits: Mapping[str, Split]) -> None:
+def fresh_parts(model: nn.Module, start: Start) -> list[str]:
+    """The modules that no weight of ``model.init`` fits, when there was one."""
+    if not start.weights:
+        return []
+    missing = (name for name in model.state_dict() if name not in start.weights)
+    return sorted({name.partition(".")[0] for name in missing})
+
+
+def describe(
+    run: Folder, job: trainer.Training, splits: Mapping[str, Split], fresh: list[str]
+) -> None:
     """Say once what will be done."""
     parameters = sum(p.numel() for p in job.model.parameters())
     plan = splits["train"].plan
@@ -273,6 +312,8 @@ def describe(run: Folder, job: trainer.Training, splits: Mapping[str, Split]) ->
         f"{job.spec.kind}: {parameters / 1e6:.2f} M parameters on {job.device} "
         f"({job.loop.precision}, {job.world} process{'es' if job.world > 1 else ''})"
     )
+    if fresh and not job.done:
+        run.say(f"from model.init; drawn anew: {', '.join(fresh)}")
     for name, part in splits.items():
         left_out = f", {part.plan.left_out} left out" if part.plan.left_out else ""
         run.say(

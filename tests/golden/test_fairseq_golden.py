@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from w2vtool.interop import fairseq, pickles
+from w2vtool.interop.names import Hints, Source, export_state
 from w2vtool.losses import contrastive_loss, ctc_loss, diversity_loss, feature_penalty
 from w2vtool.model.heads import CtcModel, PretrainModel, PretrainOutput
-from w2vtool.model.interop import Imported, load_fairseq, load_pickle, to_fairseq
 from w2vtool.model.quantizer import temperature
+from w2vtool.text import Tokens
 
 DATA = Path(__file__).parent / "data"
 TOLERANCE = 1e-5  # relative to the largest value of the tensor
@@ -46,12 +48,13 @@ def expected(style: str) -> dict[str, Tensor]:
 
 
 @cache
-def imported(style: str) -> Imported:
-    return load_fairseq(DATA / f"{style}.fairseq.pt")
+def imported(style: str) -> Source:
+    path = DATA / f"{style}.fairseq.pt"
+    return fairseq.read(path, pickles.load(path), Hints(tokens=Tokens()))
 
 
 def pretrain_model(style: str) -> PretrainModel:
-    model = PretrainModel(imported(style).architecture)
+    model = PretrainModel(imported(style).spec.architecture)
     model.load_state_dict(imported(style).state)
     return model.eval()
 
@@ -128,7 +131,7 @@ def test_logits_losses_perplexities_and_gradients(style: str, mode: str) -> None
     if mode == "train":
         loss.backward()
         ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        gradients = to_fairseq(ours, architecture)
+        gradients = export_state(ours, architecture, "fairseq", "pretrain")
         names = {key.removeprefix("train/grad/") for key in want if "/grad/" in key}
         assert names == set(gradients)
         for name in sorted(names):
@@ -146,7 +149,7 @@ def test_logits_losses_perplexities_and_gradients(style: str, mode: str) -> None
 @pytest.mark.parametrize("style", [f"{name}_ctc" for name in STYLES])
 def test_ctc_logits_and_loss(style: str, form: str) -> None:
     want, source = expected(style), imported(style)
-    model = CtcModel(source.architecture, 32)
+    model = CtcModel(source.spec.architecture, 32)
     model.load_state_dict(source.state)
     model.eval()
     padded = form == "padded"
@@ -165,7 +168,7 @@ def test_ctc_logits_and_loss(style: str, form: str) -> None:
 @pytest.mark.parametrize("style", [*STYLES, *(f"{name}_ctc" for name in STYLES)])
 def test_names_there_and_back_are_bit_equal(style: str) -> None:
     source = imported(style)
-    theirs = load_pickle(DATA / f"{style}.fairseq.pt")["model"]
-    back = to_fairseq(source.state, source.architecture)
+    theirs = pickles.load(DATA / f"{style}.fairseq.pt")["model"]
+    back = export_state(source.state, source.spec.architecture, "fairseq", source.spec.kind)
     assert set(back) == set(theirs)
     assert all(torch.equal(back[key], theirs[key]) for key in back)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
 import torch
+import toys
 from torch import Tensor, nn
 
+from w2vtool.interop.names import export_state
 from w2vtool.losses import contrastive_loss
 from w2vtool.model.encoder import Wav2Vec2
 from w2vtool.model.heads import CtcModel, PretrainModel
-from w2vtool.model.interop import to_fairseq
 from w2vtool.model.masking import equalise, mix, negatives, span_mask
 from w2vtool.schema import Architecture
 
@@ -32,95 +32,30 @@ SMALL: dict[str, Any] = {
 }
 STYLES = {
     "base": Architecture(**SMALL),
-    "large": Architecture(
-        **SMALL, extractor_norm="layer", conv_bias=True, norm_first=True, normalize=True
-    ),
+    "large": Architecture(**SMALL, **toys.LV60K),
 }
 LENGTHS = [16_000, 9_000, 12_345]
-
-# fairseq's names → transformers'; torchaudio's differ from these in the prefixes only
-_RENAME = [
-    (r"conv_layers\.(\d+)\.0\.", r"conv_layers.\1.conv."),
-    (r"conv_layers\.(\d+)\.2\.(1\.)?", r"conv_layers.\1.layer_norm."),
-    (r"^layer_norm\.", "feature_projection.layer_norm."),
-    (r"^post_extract_proj\.", "feature_projection.projection."),
-    (r"^mask_emb$", "masked_spec_embed"),
-    (r"pos_conv\.0\.weight_g", "pos_conv_embed.conv.parametrizations.weight.original0"),
-    (r"pos_conv\.0\.weight_v", "pos_conv_embed.conv.parametrizations.weight.original1"),
-    (r"pos_conv\.0\.", "pos_conv_embed.conv."),
-    (r"\.self_attn\.", ".attention."),
-    (r"\.self_attn_layer_norm\.", ".layer_norm."),
-    (r"\.fc1\.", ".feed_forward.intermediate_dense."),
-    (r"\.fc2\.", ".feed_forward.output_dense."),
-    (r"^quantizer\.vars$", "quantizer.codevectors"),
-    (r"^final_proj\.", "project_hid."),
-    (r"^w2v_encoder\.proj\.", "lm_head."),
-]
-_HEADS = ("quantizer.", "project_q.", "project_hid.", "lm_head.")
 
 
 def hf_names(model: PretrainModel | CtcModel) -> dict[str, Tensor]:
     """Our weights under the names of transformers' models with a head."""
-    out = {}
-    theirs = to_fairseq(model.state_dict(), model.wav2vec2.architecture)
-    for name, value in theirs.items():
-        for pattern, new in _RENAME:
-            name = re.sub(pattern, new, name.removeprefix("w2v_encoder.w2v_model."))
-        out[name if name.startswith(_HEADS) else f"wav2vec2.{name}"] = value
-    return out
+    kind = "ctc" if isinstance(model, CtcModel) else "pretrain"
+    return export_state(model.state_dict(), model.wav2vec2.architecture, "hf", kind)
 
 
 def torchaudio_names(model: CtcModel) -> dict[str, Tensor]:
-    out = {}
-    for name, value in hf_names(model).items():
-        name = name.removeprefix("wav2vec2.").replace("lm_head.", "aux.")
-        name = name.replace("encoder.layer", "encoder.transformer.layer")
-        name = name.replace("encoder.pos_conv", "encoder.transformer.pos_conv")
-        out[re.sub("^feature_projection", "encoder.feature_projection", name)] = value
-    del out["masked_spec_embed"]  # torchaudio has none
-    return out
+    return export_state(model.state_dict(), model.wav2vec2.architecture, "torchaudio", "ctc")
 
 
 def hf_config(style: str) -> Any:
-    transformers = pytest.importorskip("transformers")
-    sizes = STYLES[style]
-    channels, kernels, strides = zip(*sizes.conv_layers, strict=True)
-    return transformers.Wav2Vec2Config(
-        hidden_size=sizes.width,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        intermediate_size=sizes.ffn_width,
-        feat_extract_norm=sizes.extractor_norm,
-        do_stable_layer_norm=sizes.norm_first,
-        conv_dim=channels,
-        conv_kernel=kernels,
-        conv_stride=strides,
-        conv_bias=sizes.conv_bias,
-        num_conv_pos_embeddings=sizes.position_kernel,
-        num_conv_pos_embedding_groups=sizes.position_groups,
-        num_codevector_groups=sizes.codebook_groups,
-        num_codevectors_per_group=sizes.codebook_entries,
-        codevector_dim=sizes.final_width,
-        proj_codevector_dim=sizes.final_width,
-        vocab_size=32,
-    )
-
-
-def random_weights(model: nn.Module) -> None:
-    """Biases and norms too: zeros and ones would hide a wrong name."""
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "norm.weight" in name:
-                p.uniform_(0.5, 1.5)
-            elif name.endswith("bias"):
-                p.uniform_(-0.2, 0.2)
+    return toys.hf_config(STYLES[style], vocab_size=32)
 
 
 def ours(style: str, kind: str) -> Any:
     torch.manual_seed(0)
     sizes = STYLES[style]
     model = PretrainModel(sizes) if kind == "pretrain" else CtcModel(sizes, 32)
-    random_weights(model)
+    toys.shake(model)
     return model.eval()
 
 
@@ -157,6 +92,31 @@ def test_every_hidden_state_is_that_of_transformers(style: str) -> None:
             check(context.layers[name], want.hidden_states[int(name)])
         check(context.x_BTD, want.last_hidden_state)
         check(model(wave_BS)[0], theirs(wave_BS).logits)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_single_row_is_that_of_transformers(style: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = ours(style, "ctc")
+    theirs = load_all(transformers.Wav2Vec2ForCTC(hf_config(style)), hf_names(model))
+    wave_BS = padded_waves()[0][1:2, : LENGTHS[1]]
+    with torch.no_grad():
+        check(model(wave_BS)[0], theirs(wave_BS).logits)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_quantizer_is_that_of_transformers(style: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = ours(style, "pretrain")
+    theirs = load_all(transformers.Wav2Vec2ForPreTraining(hf_config(style)), hf_names(model))
+    wave_BS = padded_waves()[0]
+    with torch.no_grad():
+        x_BTC = model.wav2vec2.encode(wave_BS).x_BTC
+        want_BTD, perplexity = theirs.quantizer(x_BTC)  # over all frames, no noise in evaluation
+        got = model.quantizer(x_BTC.flatten(0, 1))
+    check(got.q_MD, want_BTD.flatten(0, 1))
+    check(got.code_perplexity, perplexity)
+    assert got.codes_M.unique().numel() > 2
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -284,13 +284,3 @@ def test_a_later_format_is_not_guessed_at(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(CheckpointError, match="checkpoint format 2; this w2vtool reads 1"):
         checkpoint.load(path)
-
-
-def test_a_description_has_what_info_prints(tiny_ctc: Path) -> None:
-    found = checkpoint.describe(tiny_ctc)
-    assert found["kind"] == "ctc"
-    assert found["tokens"][:5] == ["<s>", "<pad>", "</s>", "<unk>", "|"]
-    model = Spec("ctc", toys.TINY, toys.TOKENS).build()
-    assert found["parameters"] == sum(value.numel() for value in model.parameters())
-    assert found["files"]["model.safetensors"] == checkpoint.fingerprint(checkpoint.find(tiny_ctc))
-    json.dumps(found)

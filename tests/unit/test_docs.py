@@ -15,11 +15,10 @@ import yaml
 
 from w2vtool import checkpoint, cli, fields, jobs, registry
 from w2vtool.config import load_recipe
+from w2vtool.interop import huggingface
 from w2vtool.task import Task
-from w2vtool.text import Tokens
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "data"
 PAGES = [
     page
     for page in (
@@ -131,16 +130,15 @@ def test_recipes_on_a_page_hold_together(page: Path, tmp_path: Path) -> None:
             assert jobs.problems(load_recipe(path, variant))[0] == []
 
 
-@pytest.mark.parametrize("kind", ["base_style", "large_style", "base_style_ctc"])
-def test_fairseq_weights_become_a_checkpoint_as_the_page_says(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_exported_model_is_loaded_by_transformers_as_the_page_says(
+    tiny_ctc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
-    shutil.copy(GOLDEN / f"{kind}.fairseq.pt", "wav2vec_small.pt")
-    (code,) = blocks(ROOT / "docs" / "coming-from-fairseq.md", "python")
+    Path("digits-hf").mkdir()
+    huggingface.write(Path("digits-hf"), checkpoint.load(tiny_ctc))
+    (code,) = blocks(ROOT / "docs" / "exchange.md", "python")
     names: dict[str, Any] = {}
-    exec(compile(code, "coming-from-fairseq.md", "exec"), names)  # noqa: S102  our own page
-    loaded = checkpoint.load(Path("wav2vec_small"))
-    assert loaded.spec.kind == names["found"].kind
-    assert loaded.spec.tokens == (Tokens() if kind.endswith("ctc") else None)
-    assert loaded.weights.keys() == names["found"].state.keys()
+    exec(compile(code, "exchange.md", "exec"), names)  # noqa: S102  our own page
+    assert names["model"].config.vocab_size == 32
+    assert names["processor"].decode([5, 5, 0, 6, 4]) == "ET"

@@ -19,7 +19,7 @@ from w2vtool.model import masking
 from w2vtool.model.heads import CtcModel, PretrainModel
 from w2vtool.model.masking import equalise, mix, span_mask
 from w2vtool.model.quantizer import temperature
-from w2vtool.objectives import LAYER_DROP, Contrastive, Ctc, skipped_blocks
+from w2vtool.objectives import LAYER_DROP, Contrastive, Ctc, one_by_one, skipped_blocks
 from w2vtool.schema import Architecture, ObjectiveConfig
 from w2vtool.text import Tokens
 
@@ -334,3 +334,24 @@ def test_references_are_found_by_the_row_of_the_manifest() -> None:
 
 def test_no_errors_are_counted_in_training() -> None:
     assert ctc_objective()(ctc_model().train(), ctc_batch(0), 0).rates == {}
+
+
+def test_validation_of_a_group_norm_model_is_that_of_each_row_alone() -> None:
+    """Padding would change what it says, and with it which step is the best one."""
+    torch.manual_seed(0)
+    sizes = SIZES.model_copy(update={"extractor_norm": "group", "norm_first": False})
+    model, objective = CtcModel(sizes, len(TOKENS)).eval(), ctc_objective()
+    batch = ctc_batch(0, 1, 2)
+    assert batch.samples_B is not None
+    assert len(set(batch.samples_B.tolist())) > 1
+    with torch.no_grad():
+        together = objective(model, batch, 0)
+        apart = [objective(model, ctc_batch(row), 0) for row in (0, 1, 2)]
+        padded, _ = model(batch.wave_BS, batch.samples_B)
+    assert torch.allclose(together.total, sum(one.total for one in apart), rtol=1e-5)
+    for name, (errors, reference) in together.rates.items():
+        assert errors == sum(one.rates[name][0] for one in apart)
+        assert reference == sum(one.rates[name][1] for one in apart)
+    alone, frames_B = one_by_one(model, batch.wave_BS, batch.samples_B)
+    valid = torch.arange(alone.shape[1]) < frames_B[:, None]
+    assert (alone[valid] - padded[valid]).norm() > 0.05 * alone[valid].norm()  # what padding does

@@ -228,3 +228,17 @@ def test_a_file_that_is_no_sentencepiece_model_is_refused(tmp_path: Path) -> Non
         Tokens.from_sentencepiece(path)
     with pytest.raises(DataError, match="cannot be read"):
         Tokens.from_sentencepiece(tmp_path / "none.model")
+
+
+def test_a_dictionary_may_be_fairseqs_or_a_list_of_all_rows(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("| 90\nE 50\nT 40\n")
+    assert Tokens.from_dictionary(path).symbols == ("<s>", "<pad>", "</s>", "<unk>", "|", "E", "T")
+    path.write_text("-\n|\nE\nT\n")
+    assert Tokens.from_dictionary(path).symbols == ("<s>", "|", "E", "T")
+    path.write_text("<pad>\na\n \n'\n")
+    assert Tokens.from_dictionary(path).symbols == ("<pad>", "a", "|", "'")
+    path.write_text("<pad>\na\na\n|\n")
+    with pytest.raises(DataError, match="listed twice: 'a'") as caught:
+        Tokens.from_dictionary(path)
+    assert "labels.txt" in caught.value.where

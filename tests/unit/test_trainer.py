@@ -113,7 +113,7 @@ def build(
         for part, collate in zip(opened, collates, strict=True)
     ]
     return Training(
-        model=training.build(spec, {}, dropouts, seed=3),
+        model=training.build(training.Start(spec, {}, []), dropouts, seed=3),
         spec=spec,
         objective=wrap(objective),
         train=splits[0],

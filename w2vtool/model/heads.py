@@ -27,6 +27,14 @@ class PretrainOutput(NamedTuple):
     prob_perplexity: Tensor
 
 
+class Backbone(nn.Module):
+    """The network without a head: what files without pre-training parts hold."""
+
+    def __init__(self, architecture: Architecture, dropouts: Dropouts | None = None) -> None:
+        super().__init__()
+        self.wav2vec2 = Wav2Vec2(architecture, dropouts)
+
+
 class PretrainModel(nn.Module):
     """The network with quantizer and projections: 95 M parameters for BASE.
 

@@ -39,6 +39,9 @@ class FinetuneConfig(Config):
         "Frames and channels hidden in training.",
         source="fairseq base_100h.yaml",
     )
+    fresh_head: bool = knob(
+        False, "Learn a new head, also where model.init is a CTC model that has one."
+    )
     freeze_updates: int = knob(
         0,
         "Updates in which only the head learns.",
@@ -81,18 +84,20 @@ def finetune_ctc(config: FinetuneConfig, run: Run) -> dict[str, Any]:
         opened = training.manifests(config.data, place, case=case, run=run)
         manifests = {name: training.transcripts(found, case) for name, found in opened.items()}
         tokens = training.tokens(config.text, manifests["train"])
-        spec, weights = training.initial(config.model, "ctc", tokens=tokens, case=case)
-        for manifest in manifests.values():
-            training.check_text(manifest, tokens, spec.architecture)
-        model = training.build(
-            spec, weights, config.dropouts, config.loop.seed, blank_bias=config.blank_bias
+        start = training.initial(
+            config.model, "ctc", tokens=tokens, case=case, fresh_head=config.fresh_head
         )
-        batch = partial(ctc_batch, architecture=spec.architecture, tokens=tokens)
+        for manifest in manifests.values():
+            training.check_text(manifest, tokens, start.spec.architecture)
+        model = training.build(
+            start, config.dropouts, config.loop.seed, blank_bias=config.blank_bias
+        )
+        batch = partial(ctc_batch, architecture=start.spec.architecture, tokens=tokens)
         return training.fit(
             run,
             place,
             model=model,
-            spec=spec,
+            start=start,
             objective=Ctc(
                 tokens,
                 manifests.get("valid", manifests["train"]),

@@ -53,11 +53,11 @@ def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
     from w2vtool.objectives import Contrastive
 
     with training.start(config.loop, run) as place:
-        spec, weights = training.initial(config.model, "pretrain")
-        model = training.build(spec, weights, config.dropouts, config.loop.seed)
+        start = training.initial(config.model, "pretrain")
+        model = training.build(start, config.dropouts, config.loop.seed)
         collate = partial(
             pretrain_batch,
-            architecture=spec.architecture,
+            architecture=start.spec.architecture,
             mask=config.mask,
             max_seconds=config.loop.max_seconds,
         )
@@ -66,7 +66,7 @@ def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
             run,
             place,
             model=model,
-            spec=spec,
+            start=start,
             objective=Contrastive(config.objective, config.dropouts.layer_drop),
             splits={
                 name: training.split(manifest, config.loop, collate, crop=True)
