@@ -39,6 +39,18 @@ def choose(name: str) -> torch.device:
     return device
 
 
+def inference_precision(
+    asked: Literal["auto", "float32", "bf16"], device: torch.device
+) -> Literal["float32", "bf16"]:
+    """``auto`` is bf16 where the device multiplies in it, else float32."""
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    found = torch.cpu.get_capabilities()
+    return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "float32"
+
+
 def autocast(
     device: torch.device, precision: Literal["float32", "bf16"]
 ) -> AbstractContextManager[None]:

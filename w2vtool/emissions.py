@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from w2vtool import corpora, manifest
 from w2vtool.audio import SAMPLE_RATE
+from w2vtool.device import autocast
 from w2vtool.errors import DataError
 from w2vtool.manifest import Manifest, Rejected, Utterance
 from w2vtool.model.encoder import Wav2Vec2, normalize
@@ -28,6 +29,7 @@ from w2vtool.model.heads import CtcModel
 from w2vtool.splits import known, remarks
 
 Job = tuple[Manifest, Utterance]
+Precision = Literal["float32", "bf16"]
 T = TypeVar("T")
 CHUNK_ROWS = 256  # rows that are sorted by length, and held, together
 
@@ -94,13 +96,17 @@ def over(
     compute: Callable[[Tensor, Tensor | None], list[T]],
     device: torch.device,
     batch_seconds: float,
+    precision: Precision = "float32",
 ) -> Iterator[tuple[Utterance, T]]:
     """``compute(wave_BS, samples_B)`` over all rows, in batches; gives rows in their order.
 
-    ``model`` is what is computed with, ``body`` its network. Raises DataError for a row that cannot
-    be read, or is too short for a single frame.
+    ``model`` is what is computed with, ``body`` its network; both are moved to the device, and for
+    bf16 their large matrices become bf16. Raises DataError for a row that cannot be read, or is too
+    short for a single frame.
     """
     model.to(device).eval()
+    if precision == "bf16":
+        halve(body)
     for start in range(0, len(rows), CHUNK_ROWS):
         chunk = rows[start : start + CHUNK_ROWS]
         results: dict[int, T] = {}
@@ -109,11 +115,23 @@ def over(
             lengths = torch.tensor([len(wave) for wave in waves])
             padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True).to(device)
             equal = bool((lengths == lengths[0]).all())
-            with torch.inference_mode():
+            with torch.inference_mode(), autocast(device, precision):
                 values = compute(padded, None if equal else lengths.to(device))
             results.update(zip((index for index, _ in batch), values, strict=True))
         for index, (_, row) in enumerate(chunk):
             yield row, results.pop(index)
+
+
+def halve(body: Wav2Vec2) -> None:
+    """Round the large matrices of a network to bf16, once.
+
+    They would be rounded anew for every batch; norms, the first convolution, which has its norm
+    inside, and the positional convolution stay float32.
+    """
+    first = body.feature_encoder.layers[0]
+    for module in body.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d) and module is not getattr(first, "conv", None):
+            module.bfloat16()
 
 
 def _batches(
@@ -142,7 +160,12 @@ def _batches(
 
 
 def log_probabilities(
-    rows: Sequence[Job], model: CtcModel, *, device: torch.device, batch_seconds: float = 60.0
+    rows: Sequence[Job],
+    model: CtcModel,
+    *,
+    device: torch.device,
+    batch_seconds: float = 60.0,
+    precision: Precision = "float32",
 ) -> Iterator[tuple[Utterance, np.ndarray]]:
     """``[T, V]`` float32 natural logs of every row."""
 
@@ -151,7 +174,7 @@ def log_probabilities(
         logp = logits.float().log_softmax(-1).cpu().numpy()
         return _cut(list(logp), frames_B)
 
-    yield from over(rows, model, model.wav2vec2, compute, device, batch_seconds)
+    yield from over(rows, model, model.wav2vec2, compute, device, batch_seconds, precision)
 
 
 def layers(
@@ -161,6 +184,7 @@ def layers(
     *,
     device: torch.device,
     batch_seconds: float = 60.0,
+    precision: Precision = "float32",
 ) -> Iterator[tuple[Utterance, dict[str, np.ndarray]]]:
     """The named layers of every row, each ``[T, width]`` float32.
 
@@ -176,7 +200,7 @@ def layers(
         }
         return [{name: arrays[name][i] for name in names} for i in range(len(wave_BS))]
 
-    yield from over(rows, model, model, compute, device, batch_seconds)
+    yield from over(rows, model, model, compute, device, batch_seconds, precision)
 
 
 def _cut(arrays: list[np.ndarray], frames_B: Tensor | None) -> list[np.ndarray]:

@@ -213,3 +213,21 @@ def test_all_files_that_were_named_and_cannot_be_used_are_listed(tmp_path: Path)
     assert "2 inputs cannot be used" in caught.value.what
     assert "empty.wav: is empty" in caught.value.what
     assert "notes.txt: '.txt' is not an audio file name ending" in caught.value.what
+
+
+@pytest.mark.parametrize("architecture", [toys.TINY, LAYER_NORM], ids=["group", "layer"])
+def test_bf16_comes_close_and_leaves_norms_and_head_in_float32(
+    rows: list[emissions.Job], architecture: Architecture
+) -> None:
+    want = logs(rows, ctc(architecture))
+    model = ctc(architecture)
+    got = logs(rows, model, precision="bf16")
+    for name, logp_TV in want.items():
+        assert got[name].dtype == np.float32
+        assert np.abs(got[name] - logp_TV).max() < 0.05 * np.abs(logp_TV).max()
+    assert any((got[name] != want[name]).any() for name in want)
+    types = {name: p.dtype for name, p in model.named_parameters()}
+    assert types["wav2vec2.context.blocks.0.up.weight"] == torch.bfloat16
+    assert types["wav2vec2.feature_encoder.layers.1.conv.weight"] == torch.bfloat16
+    whole = ("norm", "head", "feature_encoder.layers.0", "positions", "mask_embedding")
+    assert all(types[name] == torch.float32 for name in types if any(w in name for w in whole))

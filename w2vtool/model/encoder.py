@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from w2vtool.model import kernels
 from w2vtool.schema import Architecture, Dropouts
 
+NARROW = 16  # channels
 NORM_EPS = 1e-5  # every LayerNorm and GroupNorm of fairseq's model
 
 
@@ -69,6 +72,17 @@ class ConvLayer(nn.Module):
         elif norm == "layer":
             self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
 
+    def rows(self, x: Tensor) -> Tensor:
+        """``[B, T_in, C_in]``, of the first layer ``[B, S]``, → ``[B, T, C]``: for CPUs."""
+        weight, bias, stride = self.conv.weight, self.conv.bias, self.conv.stride[0]
+        if x.dim() == 3:
+            x_BTC = kernels.conv(x, weight, bias, stride)
+        elif isinstance(self.norm, nn.GroupNorm):
+            return F.gelu(kernels.first_conv_normed(x, weight, self.norm, stride))
+        else:
+            x_BTC = kernels.first_conv(x, weight, bias, stride)
+        return F.gelu(x_BTC if self.norm is None else self.norm(x_BTC))
+
     def forward(self, x_BCT: Tensor) -> Tensor:
         """``[B, C_in, T_in]`` → ``[B, C, T]``."""
         x_BCT = self.conv(x_BCT)
@@ -104,6 +118,12 @@ class FeatureEncoder(nn.Module):
 
     def forward(self, wave_BS: Tensor) -> Tensor:
         """``[B, S]`` → ``[B, T, C]``."""
+        if wave_BS.device.type == "cpu":
+            x_BTC = wave_BS
+            for layer in self.layers:
+                assert isinstance(layer, ConvLayer)
+                x_BTC = layer.rows(x_BTC)
+            return x_BTC
         x_BCT = wave_BS.unsqueeze(1)
         for layer in self.layers:
             x_BCT = layer(x_BCT)
@@ -140,12 +160,12 @@ class PositionalConv(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """``[B, T, D]`` → ``[B, T, D]``; to be added to the input."""
         x_BDT = x_BTD.transpose(1, 2)
-        # float32 on CPUs also under bf16: oneDNN's bf16 kernel gives wrong sums for groups of 4, 8
-        # or 12 channels with an even number of taps (seen on AMX with torch 2.14; see its test).
-        with torch.autocast("cpu", enabled=False):
-            on_cpu = x_BDT.device.type == "cpu"
+        # float32 also under bf16 where groups are narrow: oneDNN's bf16 kernel gives wrong sums for
+        # 4, 8 or 12 channels with an even number of taps (seen on AMX, torch 2.14; see its test).
+        narrow = x_BDT.device.type == "cpu" and self.weight_v.shape[1] < NARROW
+        with torch.autocast("cpu", enabled=False) if narrow else nullcontext():
             x_BDT = F.conv1d(
-                x_BDT.float() if on_cpu else x_BDT,
+                x_BDT.float() if narrow else x_BDT,
                 self.weight(),
                 self.bias,
                 padding=self.kernel // 2,
@@ -168,14 +188,18 @@ class SelfAttention(nn.Module):
     def forward(self, x_BTD: Tensor, keep_B11T: Tensor | None) -> Tensor:
         """``[B, T, D]`` → ``[B, T, D]``; ``keep_B11T`` is False on padded keys."""
         batch, frames, width = x_BTD.shape
-        qkv = self.qkv(x_BTD).view(batch, frames, 3, self.heads, width // self.heads)
+        drop = self.dropout if self.training else 0.0
+        qkv = self.qkv(x_BTD)
+        if qkv.device.type == "cpu" and qkv.requires_grad and (drop or qkv.dtype != torch.float32):
+            return self.out(kernels.attention(qkv, self.heads, keep_B11T, drop))
+        qkv = qkv.view(batch, frames, 3, self.heads, width // self.heads)
         q_BHTK, k_BHTK, v_BHTK = qkv.permute(2, 0, 3, 1, 4)
         x_BHTK = F.scaled_dot_product_attention(
             q_BHTK,
             k_BHTK,
             v_BHTK,
             attn_mask=keep_B11T,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=drop,
         )
         return self.out(x_BHTK.transpose(1, 2).reshape(batch, frames, width))
 
@@ -192,8 +216,8 @@ class Block(nn.Module):
         self.up = nn.Linear(width, architecture.ffn_width)
         self.down = nn.Linear(architecture.ffn_width, width)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.dropout = nn.Dropout(dropouts.hidden)
-        self.activation_dropout = nn.Dropout(dropouts.activation)
+        self.dropout = kernels.Dropout(dropouts.hidden)
+        self.activation_dropout = kernels.Dropout(dropouts.activation)
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
         """The two linear layers with GELU between them."""
@@ -216,7 +240,7 @@ class ContextNetwork(nn.Module):
         super().__init__()
         self.norm_first = architecture.norm_first
         self.layer_drop = dropouts.layer_drop
-        self.dropout = nn.Dropout(dropouts.hidden)
+        self.dropout = kernels.Dropout(dropouts.hidden)
         self.positions = PositionalConv(
             architecture.width, architecture.position_kernel, architecture.position_groups
         )
@@ -274,7 +298,7 @@ class Wav2Vec2(nn.Module):
         self.frame_norm = nn.LayerNorm(channels, eps=NORM_EPS)
         self.project = nn.Linear(channels, width) if channels != width else None
         self.mask_embedding = nn.Parameter(torch.rand(width))
-        self.input_dropout = nn.Dropout(dropouts.input)
+        self.input_dropout = kernels.Dropout(dropouts.input)
         self.context = ContextNetwork(architecture, dropouts)
 
     def encode(
@@ -306,7 +330,9 @@ class Wav2Vec2(nn.Module):
         .
         """
         x_BTD = frames.x_BTC if self.project is None else self.project(frames.x_BTC)
-        x_BTD = self.input_dropout(x_BTD)
+        # float32 from here on also under autocast: what the blocks add up would lose its last bits
+        # in bf16 at every block, and is small beside what they compute inside
+        x_BTD = self.input_dropout(x_BTD.float())
         if mask_BT is not None:
             x_BTD = torch.where(mask_BT[:, :, None], self.mask_embedding.to(x_BTD.dtype), x_BTD)
         if channel_mask_BD is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from w2vtool.losses import contrastive_logits
 from w2vtool.model.encoder import Wav2Vec2
+from w2vtool.model.kernels import Dropout
 from w2vtool.model.quantizer import Quantizer
 from w2vtool.schema import Architecture, Dropouts
 
@@ -46,7 +47,7 @@ class PretrainModel(nn.Module):
         dropouts = dropouts or Dropouts()
         channels, width = architecture.conv_layers[-1][0], architecture.final_width
         self.wav2vec2 = Wav2Vec2(architecture, dropouts)
-        self.feature_dropout = nn.Dropout(dropouts.features)
+        self.feature_dropout = Dropout(dropouts.features)
         self.quantizer = Quantizer(
             channels, architecture.codebook_groups, architecture.codebook_entries, width
         )
@@ -98,7 +99,7 @@ class CtcModel(nn.Module):
         super().__init__()
         dropouts = dropouts or Dropouts()
         self.wav2vec2 = Wav2Vec2(architecture, dropouts)
-        self.final_dropout = nn.Dropout(dropouts.final)
+        self.final_dropout = Dropout(dropouts.final)
         self.head = nn.Linear(architecture.width, vocabulary)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -124,4 +125,7 @@ class CtcModel(nn.Module):
             context = self.wav2vec2.contextualise(
                 frames, mask_BT=mask_BT, channel_mask_BD=channel_mask_BD, skip=skip
             )
-        return self.head(self.final_dropout(context.x_BTD)), context.frames_B
+        # float32 also under autocast: in bf16 near ties of the logits would be ties
+        with torch.autocast(wave_BS.device.type, enabled=False):
+            logits_BTV = self.head(self.final_dropout(context.x_BTD).float())
+        return logits_BTV, context.frames_B

@@ -66,6 +66,9 @@ class DecodeConfig(Config):
     lexicon: Path | None = knob(None, "Words, one a line, or WORD<TAB>W O R D | lines.")
     beam: BeamConfig = knob(BeamConfig(), "The beam search.")
     device: str = knob("auto", "auto, cpu or cuda.")
+    precision: Literal["auto", "float32", "bf16"] = knob(
+        "auto", "Arithmetic of the network; auto is bf16 where the device computes in it."
+    )
     batch_seconds: float = knob(60.0, "Audio in one batch.", unit="s", gt=0)
     jobs: int = knob(2, "Processes that check audio files and folders.", ge=1)
 
@@ -73,7 +76,7 @@ class DecodeConfig(Config):
 def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
     """Run the model over the rows, search, score and write."""
     from w2vtool import checkpoint, emissions
-    from w2vtool.device import choose
+    from w2vtool.device import choose, inference_precision
 
     loaded = checkpoint.load(config.checkpoint)
     model = loaded.ctc()
@@ -81,11 +84,13 @@ def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
     search = make_search(config, loaded.spec.tokens)
     rows = open_rows(config, run)
     seconds = sum(row.duration for _, row in rows)
-    run.note(checkpoint=str(loaded.path), search=search_name(config))
+    device = choose(config.device)
+    precision = inference_precision(config.precision, device)
+    run.note(checkpoint=str(loaded.path), search=search_name(config), precision=precision)
     results: list[dict[str, Any]] = []
     with run.progress(len(rows), "decoding", "utterances") as bar:
         stream = emissions.log_probabilities(
-            rows, model, device=choose(config.device), batch_seconds=config.batch_seconds
+            rows, model, device=device, batch_seconds=config.batch_seconds, precision=precision
         )
         for row, logp_TV in stream:
             results.append(describe(row, search(logp_TV), loaded.spec.case))
@@ -237,6 +242,7 @@ TASK = Task(
         "--word-score": "beam.word_score",
         "--split": "split",
         "--device": "device",
+        "--precision": "precision",
     },
     inputs="inputs",
     example="w2vtool decode --checkpoint runs/demo/finetune-ctc --lm runs/demo/lm/lm.arpa "

@@ -37,6 +37,11 @@ class ExtractConfig(Config):
     )
     format: Literal["safetensors", "npy"] = knob("safetensors", "Files to write.")
     device: str = knob("auto", "auto, cpu or cuda.")
+    precision: Literal["auto", "float32", "bf16"] = knob(
+        "float32",
+        "Arithmetic of the network; auto is bf16 where the device computes in it. Features are "
+        "written as float32 in any case.",
+    )
     batch_seconds: float = knob(60.0, "Audio in one batch.", unit="s", gt=0)
     jobs: int = knob(2, "Processes that check audio files and folders.", ge=1)
 
@@ -44,14 +49,17 @@ class ExtractConfig(Config):
 def extract(config: ExtractConfig, run: Run) -> dict[str, Any]:
     """Run the network over what is not there yet, write features, then the index."""
     from w2vtool import checkpoint, emissions
-    from w2vtool.device import choose
+    from w2vtool.device import choose, inference_precision
     from w2vtool.run import write_atomic
 
     loaded = checkpoint.load(config.checkpoint)
     names = layer_names(config.layers, loaded.spec.architecture.layers)
     rows = emissions.open_inputs(config.inputs, jobs=config.jobs, say=run.say)
     check_ids([row.id for _, row in rows])
-    claim(config, names, {"checkpoint_sha256": checkpoint.fingerprint(loaded.path)})
+    device = choose(config.device)
+    precision = inference_precision(config.precision, device)
+    weights = checkpoint.fingerprint(loaded.path)
+    claim(config, names, {"checkpoint_sha256": weights, "precision": precision})
     shapes = {row.id: read_shapes(files_of(config, row.id, names)) for _, row in rows}
     left = [(source, row) for source, row in rows if not shapes[row.id]]
     done = len(rows) - len(left)
@@ -60,7 +68,12 @@ def extract(config: ExtractConfig, run: Run) -> dict[str, Any]:
     model = loaded.model().wav2vec2
     with run.progress(len(rows), "extracting", "utterances") as bar:
         stream = emissions.layers(
-            left, model, names, device=choose(config.device), batch_seconds=config.batch_seconds
+            left,
+            model,
+            names,
+            device=device,
+            batch_seconds=config.batch_seconds,
+            precision=precision,
         )
         for row, arrays in stream:
             write_features(files_of(config, row.id, names), arrays, str(loaded.path))
@@ -205,6 +218,7 @@ TASK = Task(
         "--out": "out",
         "--format": "format",
         "--device": "device",
+        "--precision": "precision",
     },
     inputs="inputs",
     example="w2vtool extract --checkpoint runs/demo/pretrain --layers conv,2,final "
