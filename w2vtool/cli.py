@@ -198,6 +198,8 @@ def _flag_annotation(ref: TaskRef, task: Task[Any], flag: str) -> Any:
     facts += [f"default {text(default)}"] if default not in (None, [], ()) and not switch else []
     about = f"{info.description or ''} {'[' + '; '.join(facts) + ']' if facts else ''}".strip()
     if switch:
+        if flag.startswith("--no-") and f"--{flag[5:]}" in task.flags:
+            about = f"The opposite of --{flag[5:]}. [{key}]"
         return Annotated[bool, typer.Option(flag, help=about, show_default=False)]
     kind: Any = list[str] | None if fields.is_list(info.annotation) else str | None
     metavar = fields.kind(info.annotation)

@@ -185,8 +185,12 @@ def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
             rows += _flat(value, f"{prefix}{key}.")
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             for number, item in enumerate(value, start=1):
-                plain = (f"{k} {v}" for k, v in item.items() if not isinstance(v, dict | list))
-                rows.append((f"{prefix}{key}.{number}", ", ".join(plain)))
+                short = {k: v for k, v in item.items() if not isinstance(v, dict | list)}
+                long = {k: v for k, v in item.items() if isinstance(v, dict | list) and v}
+                long.pop("settings", None)  # another toolkit's options fill pages: --json has them
+                words = ", ".join(f"{k} {v}" for k, v in short.items())
+                rows.append((f"{prefix}{key}.{number}", words))
+                rows += _flat(long, f"{prefix}{key}.{number}.")
         else:
             rows.append((f"{prefix}{key}", str(value)))
     return rows

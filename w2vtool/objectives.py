@@ -41,7 +41,7 @@ def skipped_blocks(key: int, blocks: int, probability: float) -> list[bool]:
 def one_by_one(model: CtcModel, wave_BS: Tensor, samples_B: Tensor) -> tuple[Tensor, Tensor]:
     """Logits ``[B, T, V]`` and frames per row, each row computed without its padding.
 
-    Padding changes what a group-norm model says (facts in docs/checkpoints.md), so a validation
+    Padding changes what a group-norm model says (docs/exchange.md has figures), so a validation
     that pads would choose its best step by other errors than ``decode`` makes.
     """
     rows = zip(wave_BS, samples_B.tolist(), strict=True)

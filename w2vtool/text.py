@@ -111,7 +111,10 @@ class Tokens:
         if not 0 <= self.blank < len(self.symbols):
             raise DataError(f"blank is {self.blank}, but there are {len(self.symbols)} symbols")
         if self.kind == "letters" and WORD_END not in self._ids:
-            raise DataError(f"the alphabet has no {WORD_END!r}, which closes every word")
+            raise DataError(
+                f"the alphabet has no {WORD_END!r}, which closes every word; models without a word "
+                "separator, as those of phonemes, are not supported"
+            )
 
     def __len__(self) -> int:
         return len(self.symbols)
@@ -151,7 +154,8 @@ class Tokens:
         """Letter tokens of a fairseq dictionary, or of a list with one symbol a line, blank first.
 
         A list names every output row; an empty line or a space stands for the word separator, and
-        ``-`` in the first row for the blank, as in torchaudio's labels. Raises DataError.
+        ``-`` in the first row for the blank, as in torchaudio's labels; in another row it is a
+        hyphen like any other symbol. Raises DataError.
         """
         lines = _lines(Path(path))
         if lines and all(_COUNTED.fullmatch(line) for line in lines):

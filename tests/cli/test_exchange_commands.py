@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,8 @@ def test_an_imported_ctc_model_transcribes_and_tells_its_history(w2v: W2v, tmp_p
     shown = w2v("info", tmp_path / "m").out
     assert "parameters" in shown
     assert "vocabulary.size" in shown
-    (line,) = [line for line in shown.splitlines() if line.startswith("history.1")]
+    (line,) = [line for line in shown.splitlines() if line.startswith("history.1 ")]
+    assert f"history.1.sha256.{source.name}" in shown
     assert "task import" in line
     assert source.name in line
 
@@ -132,6 +135,7 @@ def damaged(folder: Path) -> dict[str, tuple[Path, str]]:
     torch.save({"args": {}, "model": first}, folder / "w2v1.pt")
     hubert = weights | {"label_embs_concat": torch.zeros(4, 4)}
     torch.save({"args": {}, "model": hubert}, folder / "hubert.pt")
+    shutil.copy(DATA / "base_style_ctc.fairseq.pt", folder / "ctc.pt")  # away from its dictionary
     return {
         "cut": (folder / "cut.pt", "cut"),
         "page": (folder / "page.pt", "a web page"),
@@ -140,7 +144,7 @@ def damaged(folder: Path) -> dict[str, tuple[Path, str]]:
         "missing": (folder / "short.pt", "mask_emb"),
         "wav2vec 1.0": (folder / "w2v1.pt", "wav2vec 1.0"),
         "HuBERT": (folder / "hubert.pt", "HuBERT"),
-        "no vocabulary": (DATA / "base_style_ctc.fairseq.pt", "--vocab"),
+        "no vocabulary": (folder / "ctc.pt", "--vocab"),
         "nothing": (folder / "none.pt", "no such file"),
         "folder": (folder, "config.json"),
     }
@@ -193,3 +197,107 @@ def test_one_source_at_a_time_and_hints_where_a_foreign_file_is_given_instead(
     done = w2v("info", source)
     assert done.code == 5
     assert f"w2vtool import {source}" in done.err
+
+
+def test_what_the_person_said_and_was_told_stays_in_the_history(w2v: W2v, tmp_path: Path) -> None:
+    source = DATA / "base_style_ctc.fairseq.pt"
+    words = ["--vocab", "letters", "--normalize", "--out", tmp_path / "m"]
+    done = w2v("import", source, *words)
+    assert done.code == 0, done.err
+    (entry,) = json.loads(w2v("info", tmp_path / "m", "--json").out)["history"]
+    assert entry["given"] == {"normalize": True, "vocab": "letters"}
+    assert any("fairseq#4687" in warning for warning in entry["warnings"])
+    assert list(entry["sha256"]) == [source.name]
+
+
+def test_a_dictionary_beside_the_file_is_found_and_named(w2v: W2v, tmp_path: Path) -> None:
+    source = DATA / "base_style_ctc.fairseq.pt"
+    done = w2v("import", source, "--out", tmp_path / "one")
+    assert done.code == 0, done.err
+    assert f"vocabulary from {DICTIONARY}" in done.err
+    (entry,) = json.loads(w2v("info", tmp_path / "one", "--json").out)["history"]
+    assert set(entry["sha256"]) == {source.name, DICTIONARY.name}
+    done = w2v("export", tmp_path / "one", "--format", "fairseq", "--out", tmp_path / "pt")
+    assert done.code == 0, done.err
+    assert "dict.ltr.txt" not in done.err  # it is written, so nothing is lost
+    assert "optimizer" not in done.err
+    done = w2v("import", tmp_path / "pt", "--out", tmp_path / "two")
+    assert done.code == 0, done.err
+    assert equal(tmp_path / "one", tmp_path / "two")
+    old, new = (checkpoint.load(tmp_path / name).state["history"][0] for name in ("one", "two"))
+    assert old["updates"] == new["updates"] > 0
+
+
+def test_a_vocabulary_that_cannot_be_read_is_a_fault_of_the_checkpoint(
+    w2v: W2v, tmp_path: Path
+) -> None:
+    source = DATA / "base_style_ctc.fairseq.pt"
+    (tmp_path / "phonemes.txt").write_text("<s>\nAH\nB\n")
+    (tmp_path / "x.model").write_text("no model")
+    for name, said in {
+        "nosuch.txt": "--vocab: cannot be read",
+        "nosuch.json": "cannot be read",
+        "nosuch.model": "--vocab: cannot be read",
+        "x.model": "not a SentencePiece model",
+        "phonemes.txt": "models without a word separator, as those of phonemes, are not supported",
+    }.items():
+        done = w2v("import", source, "--vocab", tmp_path / name, "--out", tmp_path / "m")
+        assert done.code == 5, done.err
+        assert said in done.err
+        assert str(tmp_path / name) in done.err
+    assert not (tmp_path / "m").exists()
+
+
+def test_pieces_are_given_as_the_model_of_sentencepiece(w2v: W2v, tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["ONE RED CAT", "TWO BLUE OX"] * 5),
+        model_writer=model,
+        vocab_size=31,  # 28 pieces and <unk>, <s>, </s>
+        model_type="bpe",
+        minloglevel=2,
+    )
+    (tmp_path / "tiny.model").write_bytes(model.getvalue())
+    source = DATA / "base_style_ctc.fairseq.pt"
+    words = ["--vocab", tmp_path / "tiny.model", "--out", tmp_path / "m"]
+    done = w2v("import", source, *words)
+    assert done.code == 0, done.err
+    found = json.loads(w2v("info", tmp_path / "m", "--json").out)["vocabulary"]
+    assert (found["kind"], found["size"], found["case"]) == ("sentencepiece", 32, "upper")
+
+
+def test_flags_for_what_a_file_does_not_say(w2v: W2v, tmp_path: Path) -> None:
+    run = toys.save(tmp_path / "run", "backbone")
+    done = w2v("export", run, "--format", "torchaudio", "--out", tmp_path / "ta")
+    assert done.code == 0, done.err
+    shutil.copy(tmp_path / "ta" / "model.pt", tmp_path / "alone.pt")
+    for heads, code in ((0, 2), (2, 0)):
+        words = ["--heads", heads, "--norm-first", "--out", tmp_path / "m"]
+        done = w2v("import", tmp_path / "alone.pt", *words)
+        assert done.code == code, done.err
+    sizes = checkpoint.load(tmp_path / "m").spec.architecture
+    assert (sizes.heads, sizes.norm_first) == (2, True)
+    assert "HuBERT" in done.err
+    done = w2v("import", DATA / "base_style.fairseq.pt", "--heads", "3", "--out", tmp_path / "n")
+    assert done.code == 5
+    assert "--heads says 3" in done.err
+    done = w2v("import", tmp_path / "alone.pt", "--out", tmp_path / "n")
+    assert "--heads N" in done.err
+
+
+def test_pad_of_a_folder_is_the_blank_of_a_vocab_json_from_elsewhere(
+    w2v: W2v, tmp_path: Path
+) -> None:
+    symbols = ("|", "a", "b", "_")
+    tokens = toys.Tokens((*symbols[:3], "<s>"), blank=3)
+    run = toys.save(tmp_path / "run", "ctc", tokens, case="lower")
+    assert w2v("export", run, "--out", tmp_path / "hf").code == 0
+    for name in ("vocab.json", "tokenizer_config.json"):
+        (tmp_path / "hf" / name).unlink()
+    content = {symbol: row for row, symbol in enumerate(symbols)}
+    (tmp_path / "vocab.json").write_text(json.dumps(content))
+    words = ["--vocab", tmp_path / "vocab.json", "--out", tmp_path / "m"]
+    done = w2v("import", tmp_path / "hf", *words)
+    assert done.code == 0, done.err
+    assert equal(run, tmp_path / "m")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from w2vtool import checkpoint
 from w2vtool.interop.selfcheck import sound
+from w2vtool.text import LETTERS, Tokens
 
 transformers = pytest.importorskip("transformers")
 models = pytest.importorskip("torchaudio.models")
@@ -36,18 +37,35 @@ def check(got: Tensor, want: Tensor) -> None:
     assert (got - want).abs().max() <= TOLERANCE * want.abs().max()
 
 
+def saved(model: Any, folder: Path, *, normalize: bool) -> Path:
+    """A folder as a person has it: the model and its processor, saved by transformers."""
+    model.eval().save_pretrained(folder)
+    symbols = ("<pad>", "<s>", *LETTERS[2:])
+    listed = folder.with_suffix(".json")
+    listed.write_text(json.dumps({symbol: row for row, symbol in enumerate(symbols)}))
+    transformers.Wav2Vec2Processor(
+        transformers.Wav2Vec2FeatureExtractor(
+            do_normalize=normalize, return_attention_mask=normalize
+        ),
+        transformers.Wav2Vec2CTCTokenizer(str(listed)),
+    ).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_every_layer_and_the_logits_are_those_of_transformers_and_torchaudio(
     style: str, w2v: Callable[..., Any], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    theirs = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(**STYLES[style])).eval()
-    theirs.save_pretrained(tmp_path / "hf")
-    words = ["--vocab", "letters", "--normalize" if style == "large-lv60k" else "--no-normalize"]
-    done = w2v("import", tmp_path / "hf", *words, "--out", tmp_path / "taken", "--json")
+    theirs = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(**STYLES[style]))
+    folder = saved(theirs, tmp_path / "hf", normalize=style == "large-lv60k")
+    done = w2v("import", folder, "--out", tmp_path / "taken", "--json")
     assert done.code == 0, done.err
+    assert "warning" not in done.err
     assert json.loads(done.out)["parameters"] == PARAMETERS[style]
     loaded = checkpoint.load(tmp_path / "taken")
+    assert loaded.spec.tokens == Tokens()
+    assert loaded.spec.architecture.normalize is (style == "large-lv60k")
     mine, wave_BS = loaded.ctc(), sound()[None]
     blocks = loaded.spec.architecture.layers
     with torch.no_grad():
@@ -76,9 +94,9 @@ def test_a_pre_trained_base_goes_through_fairseqs_form_and_back_equal_to_the_bit
 ) -> None:
     torch.manual_seed(0)
     theirs = transformers.Wav2Vec2ForPreTraining(transformers.Wav2Vec2Config())
-    theirs.save_pretrained(tmp_path / "hf")
+    folder = saved(theirs, tmp_path / "hf", normalize=False)
     steps = [
-        ("import", tmp_path / "hf", "--no-normalize", "--out", tmp_path / "one"),
+        ("import", folder, "--out", tmp_path / "one"),
         ("export", tmp_path / "one", "--format", "fairseq", "--out", tmp_path / "pt"),
         ("import", tmp_path / "pt" / "checkpoint_best.pt", "--out", tmp_path / "two"),
         ("export", tmp_path / "two", "--format", "hf", "--out", tmp_path / "back"),

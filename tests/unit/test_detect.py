@@ -10,9 +10,10 @@ import torch
 import toys
 from safetensors.torch import save_file
 
+from w2vtool import checkpoint
 from w2vtool.checkpoint import Spec
 from w2vtool.errors import CheckpointError
-from w2vtool.interop import detect, names
+from w2vtool.interop import detect, fairseq, huggingface, names, torchaudio
 from w2vtool.interop.names import Hints
 from w2vtool.schema import Architecture
 
@@ -67,11 +68,56 @@ def test_what_is_none_of_them_says_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="it holds weights, epoch"):
         detect.read(tmp_path / "x.pt")
     (tmp_path / "x.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
         detect.read(tmp_path / "x.safetensors")
+    assert caught.value.hint == "is the file complete?"
 
 
 def test_a_checkpoint_of_our_own_is_sent_to_where_it_is_used(tiny_ctc: Path) -> None:
     for folder in (tiny_ctc, tiny_ctc / "checkpoints", tiny_ctc / "checkpoints" / "step-00000001"):
         with pytest.raises(CheckpointError, match="a checkpoint of w2vtool already"):
             detect.read(folder)
+
+
+def test_a_file_beside_the_weights_of_transformers_is_not_taken_for_them(tmp_path: Path) -> None:
+    spec = Spec("ctc", SIZES, toys.TOKENS)
+    given = checkpoint.Checkpoint(tmp_path, spec, dict(spec.build().state_dict()), {})
+    huggingface.write(tmp_path, given)
+    torch.save({"what": "else"}, tmp_path / "model.pt")
+    torch.save({"what": "else"}, tmp_path / "checkpoint_best.pt")
+    found = detect.read(tmp_path)
+    assert found.toolkit == "hf"
+    assert tmp_path / "model.safetensors" in found.files
+    assert tmp_path / "model.pt" not in found.files
+
+
+@pytest.mark.parametrize("toolkit", ["fairseq", "torchaudio"])
+def test_folders_that_we_wrote_are_read_whole(toolkit: str, tmp_path: Path) -> None:
+    spec = Spec("ctc", SIZES, toys.TOKENS)
+    given = checkpoint.Checkpoint(tmp_path, spec, dict(spec.build().state_dict()), {})
+    {"fairseq": fairseq, "torchaudio": torchaudio}[toolkit].write(tmp_path, given)
+    found = detect.read(tmp_path)
+    assert (found.toolkit, found.spec.tokens, found.spec.kind) == (toolkit, toys.TOKENS, "ctc")
+    assert sorted(file.name for file in found.files) == sorted(
+        {
+            "fairseq": ["checkpoint_best.pt", "dict.ltr.txt"],
+            "torchaudio": ["model.pt", "config.json", "labels.txt", "w2vtool.json"],
+        }[toolkit]
+    )
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_a_model_of_torchaudios_pipelines_is_recognised(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model.{suffix}"
+    wrapped = {f"model.{key}": value for key, value in state("torchaudio").items()}
+    torch.save(wrapped, path) if suffix == "pt" else save_file(wrapped, path)
+    found = detect.read(path, HINTS._replace(normalize=None))
+    assert (found.toolkit, found.spec.architecture.normalize) == ("torchaudio", True)
+
+
+def test_a_vocabulary_for_a_model_without_letters_is_said_to_be_unused(tmp_path: Path) -> None:
+    torch.save(state("torchaudio", "backbone"), tmp_path / "m.pt")
+    texts = [
+        detect.read(tmp_path / "m.pt", h).warnings for h in (HINTS, HINTS._replace(tokens=None))
+    ]
+    assert ["--vocab is not used" in " ".join(text) for text in texts] == [True, False]

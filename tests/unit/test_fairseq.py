@@ -185,7 +185,7 @@ def test_a_fine_tuned_model_without_half_of_its_head_is_named_as_such(leaf: str)
         ({"encoder_layers": "many"}, ["layers"]),
         (
             {"encoder_embed_dim": 100, "encoder_attention_heads": 12},
-            ["width 100 cannot be divided"],
+            [r"network: width 100 cannot be divided"],
         ),
         ({"encoder_layers": 10**9}, ["layers is 1000000000"]),
         (
@@ -208,6 +208,7 @@ STRANGE = {
     "pos_conv_depth": 5,
     "conv_pos_batch_norm": True,
     "quantize_input": True,
+    "crop_seq_to_multiple": 2,
     "extractor_mode": "batch_norm",
 }
 STRANGE_IN_PRETRAINING = {
@@ -343,8 +344,7 @@ def test_shapes_that_no_published_model_has_are_asked_about_and_the_answers_are_
         CheckpointError, match=r"heads of a network that is 32 wide.*norms"
     ) as caught:
         read({"model": weights})
-    assert "heads=N" in caught.value.hint
-    assert "norm_first" in caught.value.hint
+    assert caught.value.hint == "say it: --heads N, --norm-first or --no-norm-first"
     source = read({"model": weights}, heads=4, norm_first=True, normalize=False)
     assert source.spec.architecture == GROUP.model_copy(
         update={"conv_bias": True, "norm_first": True}
@@ -355,10 +355,16 @@ def test_shapes_that_no_published_model_has_are_asked_about_and_the_answers_are_
         read({"model": weights | strange}, heads=4, norm_first=True)
 
 
-def test_what_the_person_says_goes_over_what_the_file_says() -> None:
-    source = read({"model": theirs("pretrain"), "args": SETTINGS}, heads=2, norm_first=True)
-    assert source.spec.architecture.heads == 2
-    assert source.spec.architecture.norm_first
+def test_what_the_person_says_of_the_network_must_not_contradict_the_file() -> None:
+    said = SETTINGS | {"layer_norm_first": False}
+    with pytest.raises(CheckpointError) as caught:
+        read({"model": theirs("pretrain"), "args": said}, heads=2, norm_first=True)
+    assert "--heads says 2, the file 4" in caught.value.what
+    assert "--norm-first says True, the file False" in caught.value.what
+    source = read({"model": theirs("pretrain"), "args": said}, heads=4, norm_first=False)
+    assert source.spec.architecture == GROUP
+    silent = {key: value for key, value in SETTINGS.items() if key != "encoder_attention_heads"}
+    assert read({"model": theirs("pretrain"), "args": silent}, heads=4).spec.architecture == GROUP
 
 
 @pytest.mark.parametrize(
@@ -500,11 +506,40 @@ def test_the_dictionary_in_a_file_is_used_unless_the_person_gives_another() -> N
     loaded = ctc_file(symbols=lower, indices={}, count=[1] * 9)
     source = read(loaded)
     assert source.spec.tokens == Tokens(tuple(lower))
-    assert source.spec.case == "lower"
-    assert read(loaded, tokens=TOKENS).spec.tokens == TOKENS
+    assert (source.spec.case, source.warnings) == ("lower", ())
+    source = read(loaded, tokens=TOKENS)
+    assert source.spec.tokens == TOKENS
+    assert "row 5 is 'A', not 'a', row 6 is 'B', not 'b'" in source.warnings[0]
+    assert read(loaded, tokens=Tokens(tuple(lower))).warnings == ()
     with pytest.raises(CheckpointError, match="the dictionary in the file is of no use"):
         read(ctc_file(symbols=["<s>", "▁A"]))
     assert read(ctc_file(symbols=["<s>", "▁A"]), tokens=TOKENS).spec.tokens == TOKENS
+
+
+def test_pieces_have_the_order_of_the_dictionary_in_the_file() -> None:
+    given = Tokens((*SPECIALS, "▁A", "▁B", "C", "D", "E"), kind="sentencepiece", model=b"x")
+    turned = (*SPECIALS, *reversed(given.symbols[4:]))
+    source = read(ctc_file(symbols=list(turned)), tokens=given)
+    assert source.spec.tokens == Tokens(turned, 0, "sentencepiece", b"x")
+    assert source.warnings == ()
+    assert read(ctc_file(), tokens=given).spec.tokens == given
+
+
+def test_the_dictionary_beside_the_file_is_used_and_named(tmp_path: Path) -> None:
+    path, beside = tmp_path / "model.pt", tmp_path / "dict.ltr.txt"
+    beside.write_text("| 5\nA 4\nB 3\nC 2\n' 1\n")
+    source = fairseq.read(path, ctc_file())
+    assert source.spec.tokens == TOKENS
+    assert source.warnings == (f"no --vocab: vocabulary from {beside}",)
+    assert source.files == (path, beside)
+    lower = Tokens((*SPECIALS, "|", "a", "b", "c", "'"))
+    source = fairseq.read(path, ctc_file(), Hints(tokens=lower))
+    assert (source.spec.tokens, source.files, source.warnings) == (lower, (path,), ())
+    for text in ("| 5\nA 4\n", "| 5\n| 4\n"):
+        beside.write_text(text)
+        with pytest.raises(CheckpointError) as caught:
+            fairseq.read(path, ctc_file())
+        assert caught.value.where == str(beside)
 
 
 def test_history_holds_what_the_file_says_without_paths() -> None:
@@ -597,12 +632,40 @@ def test_updates_of_an_imported_model_are_those_of_its_history(tmp_path: Path) -
     content = torch.load(tmp_path / "checkpoint_best.pt", weights_only=True)
     assert content["optimizer_history"][-1]["num_updates"] == 400_000
 
+    source = fairseq.read(PATH, pickles.load(tmp_path / "checkpoint_best.pt"))
+    assert source.history["updates"] == 400_000
 
-def test_the_dictionary_is_written_as_fairseq_writes_it(tmp_path: Path) -> None:
+
+@pytest.mark.parametrize(
+    ("style", "width", "factor", "penalty"),
+    [("group", 32, 0.1, 10.0), ("group", 1024, 0.03, 10.0), ("layer", 1024, 1.0, 0.0)],
+)
+def test_the_settings_of_the_training_are_those_of_the_published_model_of_this_style(
+    style: str, width: int, factor: float, penalty: float
+) -> None:
+    sizes = STYLES[style].model_copy(update={"width": width, "heads": 16, "position_groups": 16})
+    cfg = fairseq_options.settings(Spec("pretrain", sizes))
+    assert cfg["model"]["feature_grad_mult"] == factor
+    assert cfg["criterion"]["loss_weights"] == [0.1, penalty]
+
+
+def test_the_dictionary_is_written_as_fairseq_writes_it_and_is_not_called_lost(
+    tmp_path: Path,
+) -> None:
     lost = fairseq.write(tmp_path, checkpoint("ctc"))
     assert (tmp_path / "dict.ltr.txt").read_text() == "| 1\nA 1\nB 1\nC 1\n' 1\n"
-    assert any("dict.ltr.txt" in phrase for phrase in lost)
-    assert any("case" in phrase for phrase in lost)
+    assert lost == ("the case that transcripts are brought to (upper)",)
+
+
+def test_only_what_this_checkpoint_has_is_called_lost(tmp_path: Path) -> None:
+    assert fairseq.write(tmp_path, checkpoint("pretrain")) == ()
+    (tmp_path / "optimizer.safetensors").touch()
+    for state in ({"step": 3}, {"history": [{"task": "import"}]}):
+        given = Checkpoint(tmp_path, spec("pretrain"), ours("pretrain"), state)
+        assert fairseq.write(tmp_path, given) == (
+            "the optimizer's state",
+            "the history of the training: settings and metrics",
+        )
 
 
 @pytest.mark.parametrize(

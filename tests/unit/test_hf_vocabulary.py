@@ -97,7 +97,27 @@ def test_special_tokens_may_be_objects_and_lie_in_either_file(tmp_path: Path) ->
 def test_without_a_pad_token_the_config_names_the_blank(tmp_path: Path) -> None:
     path = vocabulary(tmp_path, ("x", "|", "blank"), pad_token=None)
     assert find_vocabulary(tmp_path, 3, 2)[0] == Tokens(("x", "|", "<s>"), blank=2)
-    assert "no CTC blank" in refusal(path)
+    assert "no CTC blank: <pad> and [PAD] are not in the vocabulary" in refusal(path)
+    assert read_vocabulary(path, 2).blank == 2
+    with pytest.raises(CheckpointError, match=r"\[PAD\], row 3 \(pad_token_id\) are not"):
+        find_vocabulary(tmp_path, 3, 3)
+
+
+def test_the_names_of_tutorials_are_known_without_a_tokenizer_file(tmp_path: Path) -> None:
+    path = vocabulary(tmp_path, COMMUNITY)
+    tokens = read_vocabulary(path)
+    assert tokens == Tokens(("a", "b", "c", "|", "d", "é", "<unk>", "<s>"), blank=7)
+    assert find_vocabulary(tmp_path, 8, 7) == (tokens, ())
+    vocabulary(tmp_path, ("[PAD]", "<pad>", "|"))  # the default of transformers goes first
+    assert read_vocabulary(path).blank == 1
+
+
+def test_special_symbols_do_not_tell_the_case() -> None:
+    assert case_of(Tokens(("<s>", "|", "a", "b", "[PAD]", "[UNK]"))) == "lower"
+    assert case_of(Tokens(("<s>", "|", "A", "<ctc>"))) == "upper"
+    assert case_of(Tokens(("<s>", "|", "A", "b"))) == "keep"
+    pieces = ("<s>", "▁the", "ing", "▁x")
+    assert case_of(Tokens(pieces, kind="sentencepiece")) == "lower"
 
 
 def test_a_blank_that_config_and_tokenizer_place_differently_is_warned_of(tmp_path: Path) -> None:
@@ -127,7 +147,9 @@ def test_added_tokens_fill_the_rows_that_the_head_has(where: str, tmp_path: Path
 
 def test_rows_without_a_symbol_are_named(tmp_path: Path) -> None:
     path = vocabulary(tmp_path, COMMUNITY, **COMMUNITY_NAMES)
-    assert "no symbol for 2 of 10 rows: 8, 9" in refusal(path, 10)
+    text = refusal(path, 10)
+    assert "no symbol for 2 of 10 rows: 8, 9" in text
+    assert "one symbol a line for all 10 rows: --vocab LIST.txt" in text
     assert "too few for '[UNK]' (row 6), '[PAD]' (row 7)" in refusal(path, 6)
     path.write_text('{"<pad>": 0, "|": 3, "a": 3}')
     text = refusal(path)
@@ -145,7 +167,7 @@ def test_rows_without_a_symbol_are_named(tmp_path: Path) -> None:
         ('{"a": true}', "no row number at 'a'"),
         ('["a"]', "a JSON list, where an object belongs"),
         ('{"a": 0,', "not JSON"),
-        ('{"<pad>": 0, "a": 1}', "no '|'"),
+        ('{"<pad>": 0, "a": 1}', "models without a word separator"),
         ('{"<pad>": 0, "<unk>": 1, "|": 2, "[UNK]": 3}', "listed twice: '<unk>'"),
     ],
 )

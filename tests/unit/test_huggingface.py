@@ -305,6 +305,7 @@ def test_half_precision_becomes_float32_and_is_said(dtype: torch.dtype, tmp_path
         ({"quantization_config": {"bits": 8}}, "quantized weights"),
         ({"num_attention_heads": 5}, "width 32 cannot be divided into 5 heads"),
         ({"hidden_size": "wide"}, "width: Input should be a valid integer"),
+        ({"num_attention_heads": 7}, "no wav2vec 2.0 network\n  width 32 cannot"),
         ({"hidden_size": 64}, "the model wants (64"),
         ({"num_hidden_layers": 3}, "wav2vec2.encoder.layers.2.attention.q_proj.weight"),
         ({"num_hidden_layers": 1}, "without a place"),
@@ -387,7 +388,7 @@ def test_normalisation_is_that_of_the_file_unless_the_person_says_otherwise(
     change(audio, do_normalize=True)
     source = huggingface.read(folder)
     assert source.spec.architecture.normalize
-    assert "normalize=false gives fairseq's" in source.warnings[0]
+    assert "--no-normalize gives fairseq's" in source.warnings[0]
     source = huggingface.read(folder, Hints(normalize=False))
     assert not source.spec.architecture.normalize
     assert source.warnings == ()
@@ -418,9 +419,12 @@ def test_a_layer_norm_without_attention_mask_is_warned_of(tmp_path: Path) -> Non
 def test_a_vocabulary_is_asked_for_and_that_of_the_person_wins(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "hf", our_checkpoint(tmp_path, "ctc", STYLES["group"]))
     lower = Tokens(tuple(letter.lower() for letter in LETTERS))
-    (folder / "vocab.json").write_text("broken")
     source = huggingface.read(folder, Hints(tokens=lower))
     assert (source.spec.tokens, source.spec.case) == (lower, "lower")
+    assert "row 5 is 'e', not 'E', row 6 is 't', not 'T'" in source.warnings[0]
+    (folder / "vocab.json").write_text("broken")
+    source = huggingface.read(folder, Hints(tokens=lower))
+    assert (source.spec.tokens, source.warnings) == (lower, ())
     assert "vocab.json" in refusal(folder)
     (folder / "vocab.json").unlink()
     assert "--vocab" in refusal(folder)
@@ -445,5 +449,107 @@ def test_what_a_folder_cannot_hold_is_said(tmp_path: Path) -> None:
     assert huggingface.write(folder, checkpoint) == (
         "the case that transcripts are brought to (upper)",
         "the optimizer's state",
-        "the history of the training",
+        "the history of the training: settings and metrics",
     )
+    plain = our_checkpoint(tmp_path / "new", "backbone", STYLES["group"], {"step": 0})
+    assert huggingface.write(folder, plain) == ()
+    spec = Spec("ctc", STYLES["group"], Tokens(("<s>", "|", "A")))
+    few = Checkpoint(tmp_path / "new", spec, dict(spec.build().state_dict()), {})
+    assert "a row for unknown letters" in huggingface.write(folder, few)[-1]
+
+
+def community(folder: Path, **config: Any) -> tuple[Path, tuple[str, ...]]:
+    """A folder as tutorials make them, with [PAD] in the last row, and its symbols."""
+    symbols = ("|", *"abcd", "[UNK]", "[PAD]")
+    spec = Spec("ctc", STYLES["group"], Tokens((*symbols[:5], "<unk>", "<s>"), blank=6))
+    weights = dict(spec.build().state_dict())
+    folder_of(folder, Checkpoint(folder, spec, weights, {}))
+    for name in ("vocab.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    change(folder / "config.json", **config)
+    return folder, symbols
+
+
+@pytest.mark.parametrize("pad", ["[PAD]", "<pad>", "-"])
+def test_a_list_given_has_its_blank_in_the_row_that_the_folder_says(
+    pad: str, tmp_path: Path
+) -> None:
+    folder, symbols = community(tmp_path / "hf")
+    listed = Tokens((*symbols[:-1], pad))
+    source = huggingface.read(folder, Hints(tokens=listed))
+    assert source.spec.tokens == Tokens((*symbols[:-1], "<s>"), blank=6)
+    assert source.spec.case == "lower"
+    assert source.warnings == (
+        f"row 6 ({pad}) of the vocabulary given is taken as the CTC blank, as in the model",
+    )
+
+
+def test_a_row_that_is_no_pad_is_not_taken_as_the_blank(tmp_path: Path) -> None:
+    folder, symbols = community(tmp_path / "hf", pad_token_id=3)
+    text = refusal(folder, Hints(tokens=Tokens(symbols)))
+    assert "its blank in row 0 ('|'), the model in row 3, which is 'c' there" in text
+    vocabulary = {symbol: row for row, symbol in enumerate(symbols)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))  # says it, over config.json
+    source = huggingface.read(folder, Hints(tokens=Tokens(symbols)))
+    assert source.spec.tokens is not None
+    assert source.spec.tokens.blank == 6
+    assert any("pad_token_id of config.json is 3" in text for text in source.warnings)
+
+
+def test_the_name_of_the_blank_is_free_for_it(tmp_path: Path) -> None:
+    folder, symbols = community(tmp_path / "hf")
+    for bos, pad, want in (("<s>", "[PAD]", "<pad>"), ("<s>", "<pad>", "<pad>")):
+        source = huggingface.read(folder, Hints(tokens=Tokens((*symbols[:-2], bos, pad))))
+        assert source.spec.tokens == Tokens((*symbols[:-2], want, "<s>"), blank=6)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_processor_as_the_installed_transformers_saves_it_is_read(
+    style: str, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder, _ = their_folder(tmp_path / "hf", style, "ctc")
+    usual = style == "layer"
+    extractor = transformers.Wav2Vec2FeatureExtractor(
+        do_normalize=not usual, return_attention_mask=usual
+    )
+    tokenizer = transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
+    for name in ("vocab.json", "preprocessor_config.json"):
+        (folder / name).unlink()
+    transformers.Wav2Vec2Processor(extractor, tokenizer).save_pretrained(folder)
+    source = huggingface.read(folder)
+    assert source.spec.architecture.normalize is not usual
+    assert source.spec.tokens == Tokens()
+    assert not any("no preprocessor_config.json" in text for text in source.warnings)
+    read = {path.name for path in source.files}
+    assert {"config.json", "model.safetensors", "vocab.json", "tokenizer_config.json"} <= read
+
+
+def test_settings_of_the_audio_may_lie_in_the_file_of_the_processor(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "hf", our_checkpoint(tmp_path, "backbone", STYLES["group"]))
+    settings = folder / "preprocessor_config.json"
+    content = json.loads(settings.read_text()) | {"do_normalize": True}
+    both = {"feature_extractor": content, "processor_class": "Wav2Vec2Processor"}
+    (folder / "processor_config.json").write_text(json.dumps(both))
+    assert not huggingface.read(folder).spec.architecture.normalize  # the older file goes first
+    settings.unlink()
+    assert huggingface.read(folder).spec.architecture.normalize
+    (folder / "processor_config.json").write_text('{"processor_class": "Wav2Vec2Processor"}')
+    assert "no preprocessor_config.json" in huggingface.read(folder).warnings[0]
+
+
+def test_hints_that_contradict_the_config_are_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "hf", our_checkpoint(tmp_path, "backbone", STYLES["group"]))
+    text = refusal(folder, Hints(heads=2, norm_first=True))
+    assert "--heads says 2, the file 4; --norm-first says True, the file False" in text
+    assert huggingface.read(folder, Hints(heads=4)).spec.architecture.heads == 4
+    change(folder / "config.json", num_attention_heads=None)
+    assert huggingface.read(folder, Hints(heads=4)).spec.architecture.heads == 4
+
+
+def test_all_shards_are_among_the_files_that_were_read(tmp_path: Path) -> None:
+    folder, _ = their_folder(tmp_path / "hf", "group", "backbone", "safetensors shards")
+    (folder / "other.safetensors").touch()
+    wanted = {"model.safetensors.index.json", "config.json", "preprocessor_config.json"}
+    wanted |= {path.name for path in folder.glob("model-*.safetensors")}
+    assert {path.name for path in huggingface.read(folder).files} == wanted

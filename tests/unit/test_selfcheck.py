@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import toys
 
-from w2vtool.checkpoint import Model, Spec
+from w2vtool.checkpoint import Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.interop.selfcheck import check, sound
 
@@ -18,7 +19,7 @@ LAYER = toys.TINY.model_copy(
 )
 
 
-def model(kind: str = "pretrain", sizes: object = toys.TINY) -> Model:
+def model(kind: str = "pretrain", sizes: object = toys.TINY) -> Any:
     torch.manual_seed(3)
     return Spec(kind, sizes, toys.TOKENS if kind == "ctc" else None).build()  # type: ignore[arg-type]
 
@@ -63,3 +64,32 @@ def test_a_dead_layer_is_named() -> None:
         broken.wav2vec2.context.norm.bias.fill_(1.0)
     with pytest.raises(CheckpointError, match="layer 0 is the same in every frame"):
         check(broken, "model.pt")
+
+
+def test_a_head_that_always_gives_the_same_is_no_damage() -> None:
+    collapsed, ctc = model(), model("ctc")
+    with torch.no_grad():
+        collapsed.quantizer.weights.weight.zero_()
+        collapsed.quantizer.weights.bias.copy_(torch.arange(len(collapsed.quantizer.weights.bias)))
+        ctc.head.weight.zero_()
+    assert check(collapsed, "x")["targets"] > 0
+    assert math.isfinite(check(ctc, "x")["logits"])
+    with torch.no_grad():
+        ctc.head.bias.fill_(torch.inf)
+    with pytest.raises(CheckpointError, match="layer logits is not finite"):
+        check(ctc, "x")
+
+
+def test_numbers_that_depend_on_the_batch_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = model()
+    body = type(broken.wav2vec2)
+    forward = body.forward
+
+    def louder(self: Any, wave_BS: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return forward(
+            self, wave_BS * torch.linspace(1, 1.5, len(wave_BS))[:, None] ** 2, *args, **kwargs
+        )
+
+    monkeypatch.setattr(body, "forward", louder)
+    with pytest.raises(CheckpointError, match="a row in a batch differs from the same row alone"):
+        check(broken, "x")

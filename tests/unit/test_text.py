@@ -238,6 +238,11 @@ def test_a_dictionary_may_be_fairseqs_or_a_list_of_all_rows(tmp_path: Path) -> N
     assert Tokens.from_dictionary(path).symbols == ("<s>", "|", "E", "T")
     path.write_text("<pad>\na\n \n'\n")
     assert Tokens.from_dictionary(path).symbols == ("<pad>", "a", "|", "'")
+    path.write_text("<s>\n|\n-\nA\n")  # a hyphen, which is no blank where another symbol is first
+    assert Tokens.from_dictionary(path) == Tokens(("<s>", "|", "-", "A"), blank=0)
+    path.write_text("<s>\na\n")
+    with pytest.raises(DataError, match="without a word separator"):
+        Tokens.from_dictionary(path)
     path.write_text("<pad>\na\na\n|\n")
     with pytest.raises(DataError, match="listed twice: 'a'") as caught:
         Tokens.from_dictionary(path)

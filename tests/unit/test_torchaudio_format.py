@@ -104,11 +104,11 @@ def test_heads_of_an_unusual_width_are_asked_for() -> None:
     given = spec("backbone", GROUP)
     with pytest.raises(CheckpointError, match="heads of a network that is 32 wide") as caught:
         read(theirs(given))
-    assert "heads=N" in caught.value.hint
+    assert "--heads N" in caught.value.hint
     source = read(theirs(given), heads=4)
     assert source.spec == given
     check_state(source, given)
-    with pytest.raises(CheckpointError, match="width 32 cannot be divided into 5 heads"):
+    with pytest.raises(CheckpointError, match="network: width 32 cannot be divided into 5 heads"):
         read(theirs(given), heads=5)
 
 
@@ -124,7 +124,7 @@ def test_the_place_of_the_norms_is_assumed_only_where_published_models_agree(
     if first is None:
         with pytest.raises(CheckpointError, match="place of the norms") as caught:
             read(state, heads=4)
-        assert "norm_first" in caught.value.hint
+        assert "--norm-first or --no-norm-first" in caught.value.hint
     else:
         assert read(state, heads=4).spec.architecture.norm_first is first
     for said in (True, False):
@@ -136,7 +136,7 @@ def test_normalize_is_what_the_person_says_with_a_warning_where_that_is_unusual(
     assert read(state, heads=4).spec.architecture.normalize is True
     source = read(state, heads=4, norm_first=True, normalize=False)
     assert source.spec.architecture.normalize is False
-    assert ["fairseq#4687" in warning for warning in source.warnings] == [True]
+    assert "fairseq#4687" in source.warnings[0]
     assert read(theirs(spec("backbone", GROUP)), heads=4).spec.architecture.normalize is False
 
 
@@ -196,7 +196,74 @@ def test_out_and_in_again_is_bit_equal_with_the_files_beside_it(
     assert source.spec == given
     check_state(source, given)
     assert not any("attention heads" in warning for warning in source.warnings)
-    assert read(pickles.load(path), path, norm_first=False).spec.architecture.norm_first is False
+    assert source.warnings == ()
+    names = ["model.pt", "config.json", "w2vtool.json", *["labels.txt"] * (kind == "ctc")]
+    assert [file.name for file in source.files] == names
+    with pytest.raises(CheckpointError, match=r"--heads says 2, the file 4; --norm-first says"):
+        read(pickles.load(path), path, heads=2, norm_first=style != "layer")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_blank_case_and_normalisation_come_back_from_a_file_of_our_own(
+    style: str, tmp_path: Path
+) -> None:
+    tokens = Tokens((*SPECIALS[1:], "a", "-", "|", "<s>"), blank=6)
+    sizes = STYLES[style].model_copy(update={"normalize": style != "layer"})  # the unusual one
+    given = Spec("ctc", sizes, tokens, "keep")
+    write(tmp_path, given)
+    path = tmp_path / "model.pt"
+    assert torchaudio.read(path, pickles.load(path)).spec == given
+    for text in ('{"blank": 5, "normalize": 3}', '{"blank": 99}', '{"blank": true}', "[]", "{"):
+        (tmp_path / "w2vtool.json").write_text(text)
+        with pytest.raises(CheckpointError, match="does not say what they stand for"):
+            torchaudio.read(path, pickles.load(path))
+    (tmp_path / "w2vtool.json").write_text('{"blank": 6, "case": ["keep"], "normalize": 3}')
+    found = torchaudio.read(path, pickles.load(path)).spec
+    assert (found.tokens, found.case) == (tokens, "lower")
+    assert found.architecture.normalize is (style == "layer")
+
+
+def test_a_list_of_labels_has_its_blank_where_the_file_beside_the_weights_says(
+    tmp_path: Path,
+) -> None:
+    tokens = Tokens((*SPECIALS[1:], "<s>", "|", "A"), blank=3)
+    write(tmp_path, spec("ctc", GROUP, tokens))
+    path = tmp_path / "model.pt"
+    listed = Tokens.from_dictionary(tmp_path / "labels.txt")
+    assert listed.blank == 0
+    source = torchaudio.read(path, pickles.load(path), Hints(tokens=listed))
+    assert source.spec.tokens == tokens
+    assert source.warnings == (
+        "row 3 (-) of the vocabulary given is taken as the CTC blank, as in the model",
+    )
+
+
+def test_a_pipelines_wrapper_is_taken_away_and_says_that_it_normalises() -> None:
+    utils = pytest.importorskip("torchaudio.pipelines._wav2vec2.utils")
+    given = spec("backbone", wide("group", 768).model_copy(update={"normalize": True}))
+    models = pytest.importorskip("torchaudio.models")
+    arguments = torchaudio._arguments(given.architecture, None)
+    inner = models.wav2vec2_model(**arguments)
+    inner.load_state_dict(theirs(given))
+    state = utils._extend_model(inner, normalize_waveform=True).state_dict()
+    assert all(key.startswith("model.") for key in state)
+    bare, wrapped = torchaudio.unwrapped(state)
+    assert wrapped
+    assert torchaudio.unwrapped(bare) == (bare, False)
+    source = torchaudio.read(Path("nowhere/model.pt"), bare, normalized=wrapped)
+    assert source.spec == given
+    check_state(source, given)
+    assert any("fairseq#4687" in warning for warning in source.warnings)  # unusual: group norm
+    assert "pipeline" in source.form
+
+
+def test_a_model_without_a_head_may_be_hubert_and_that_is_said() -> None:
+    found = {}
+    for kind in ("backbone", "ctc"):
+        given = spec(kind, wide("group", 768), BUNDLE)
+        source = read(theirs(given), tokens=BUNDLE if kind == "ctc" else None)
+        found[kind] = any("HuBERT models have the same names" in text for text in source.warnings)
+    assert found == {"backbone": True, "ctc": False}
 
 
 def test_strides_come_from_the_file_beside_the_weights_and_a_foreign_one_is_not_used(
@@ -225,8 +292,9 @@ def test_labels_that_are_no_vocabulary_are_not_used(tmp_path: Path) -> None:
 def test_a_pre_trained_model_is_written_without_its_heads_and_that_is_said(tmp_path: Path) -> None:
     given = spec("pretrain", LAYER)
     lost = " ".join(write(tmp_path, given))
-    for word in ("quantizer", "projections", "mask embedding", "optimizer", "normalize"):
+    for word in ("quantizer", "projections", "mask embedding", "history", "normalize"):
         assert word in lost
+    assert "optimizer" not in lost  # this one has none
     path = tmp_path / "model.pt"
     assert torchaudio.read(path, pickles.load(path)).spec == spec("backbone", LAYER)
     assert not (tmp_path / "labels.txt").exists()
@@ -238,7 +306,9 @@ def test_labels_are_those_of_the_rows_and_the_blank_is_a_dash(tmp_path: Path) ->
     lost = " ".join(write(tmp_path, spec("ctc", GROUP, tokens)))
     assert (tmp_path / "labels.txt").read_text() == "<pad>\n</s>\n<unk>\n-\n|\nA\n"
     assert "name of the blank (<s>)" in lost
-    assert "case of transcripts (upper)" in lost
+    assert "the row of the blank, 3" in lost
+    assert "the case that transcripts are brought to (upper)" in lost
+    assert "row of the blank" not in " ".join(write(tmp_path, spec("ctc", GROUP)))
     assert "quantizer" not in lost
 
 

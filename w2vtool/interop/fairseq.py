@@ -26,9 +26,11 @@ from w2vtool.interop.names import (
     NO_HINTS,
     Hints,
     Source,
+    agreed,
     case_of,
     export_state,
     import_state,
+    lost,
     vocabulary,
 )
 from w2vtool.run import jsonable
@@ -36,6 +38,7 @@ from w2vtool.schema import Architecture
 from w2vtool.text import SPECIALS, Tokens
 
 _CTC = "w2v_encoder."
+_DICTIONARY = "dict.ltr.txt"
 _HALF = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 _POSITIONS = {  # weight norm as newer torch spells it, where somebody saved the model again
     "pos_conv.0.parametrizations.weight.original0": "pos_conv.0.weight_g",
@@ -95,11 +98,15 @@ def read(path: Path, loaded: Mapping[str, Any], hints: Hints = NO_HINTS) -> Sour
             f"blank_weight {file.options['blank_weight']}, which fairseq adds to the logits of the "
             "blank, is not added here",
         )
-    tokens = _tokens(weights, loaded, hints, where) if file.kind == "ctc" else None
+    tokens, beside = None, tuple[Path, ...]()
+    if file.kind == "ctc":
+        tokens, more, beside = _tokens(path, weights, loaded, hints)
+        warnings += more
     spec = Spec(file.kind, architecture, tokens, case_of(tokens))
     state, fresh = import_state(weights, spec, "fairseq", where)
     history = _history(loaded, file)
-    return Source("fairseq", file.form, spec, state, fresh, left_out, warnings, history)
+    files = (path, *beside)
+    return Source("fairseq", file.form, spec, state, fresh, left_out, warnings, history, files)
 
 
 def _opened(loaded: Mapping[str, Any], where: str) -> _File:
@@ -186,6 +193,10 @@ def _architecture(
     """Sizes from the options, or from the shapes where the file has none; what was assumed."""
     assumed: tuple[str, ...] = ()
     if file.inner:
+        options = file.inner
+        agreed(
+            options.get("encoder_attention_heads"), options.get("layer_norm_first"), hints, where
+        )
         sizes = fairseq_options.sizes(file.inner, where)
         if hints.heads is not None:
             sizes["heads"] = hints.heads
@@ -199,9 +210,13 @@ def _architecture(
 
 
 def _tokens(
-    weights: Mapping[str, Tensor], loaded: Mapping[str, Any], hints: Hints, where: str
-) -> Tokens:
-    """The vocabulary given, else the dictionary that the file itself has."""
+    path: Path, weights: Mapping[str, Tensor], loaded: Mapping[str, Any], hints: Hints
+) -> tuple[Tokens, tuple[str, ...], tuple[Path, ...]]:
+    """The vocabulary given, else the file's own dictionary, else the one beside the file.
+
+    Also gives warnings, and the dictionary beside the file where it was read.
+    """
+    where = str(path)
     heads = (weights.get(CTC_HEAD + leaf) for leaf in ("weight", "bias"))
     rows = next((len(head) for head in heads if head is not None and head.ndim), 0)
     if not rows:
@@ -209,19 +224,39 @@ def _tokens(
             f"a fine-tuned model without {CTC_HEAD}weight, the layer that gives the letters",
             where=where,
         )
-    found = None
     dictionary = _mapping(_mapping(loaded.get("task_state")).get("target_dictionary"))
-    symbols = dictionary.get("symbols")
-    if hints.tokens is None and isinstance(symbols, list):
+    symbols, beside = dictionary.get("symbols"), path.with_name(_DICTIONARY)
+    if isinstance(symbols, list):
+        found, hints = _in_file(tuple(map(str, symbols)), hints, where)
+        return *vocabulary(found, hints, rows, where), ()
+    if hints.tokens is None and beside.is_file():
         try:
-            found = Tokens(tuple(map(str, symbols)))
+            found = Tokens.from_dictionary(beside)
         except DataError as exc:
             raise CheckpointError(
-                f"the dictionary in the file is of no use: {exc.what}",
-                where=where,
-                hint="if its pieces are SentencePiece's, give their model as the vocabulary",
+                exc.what, where=str(beside), hint="give another: --vocab"
             ) from exc
-    return vocabulary(found, hints, rows, where)
+        tokens, _ = vocabulary(found, hints, rows, str(beside))
+        return tokens, (f"no --vocab: vocabulary from {beside}",), (beside,)
+    return *vocabulary(None, hints, rows, where), ()
+
+
+def _in_file(symbols: tuple[str, ...], hints: Hints, where: str) -> tuple[Tokens | None, Hints]:
+    """Tokens of the dictionary in a file, and the hints with pieces in the order that it has."""
+    given = hints.tokens
+    if given and given.kind == "sentencepiece" and set(given.symbols) == set(symbols):
+        ordered = Tokens(symbols, 0, given.kind, given.model)
+        return ordered, hints._replace(tokens=ordered)
+    try:
+        return Tokens(symbols), hints
+    except DataError as exc:
+        if given is not None:
+            return None, hints
+        raise CheckpointError(
+            f"the dictionary in the file is of no use: {exc.what}",
+            where=where,
+            hint="if its pieces are SentencePiece's, give their model: --vocab NAME.model",
+        ) from exc
 
 
 def _history(loaded: Mapping[str, Any], file: _File) -> dict[str, object]:
@@ -278,7 +313,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
     criterion = "CtcCriterion" if spec.kind == "ctc" else "Wav2vecCriterion"
     content = {
         "args": None,
-        "cfg": _settings(spec),
+        "cfg": fairseq_options.settings(spec),
         "model": weights,
         "criterion": None,
         "optimizer_history": [
@@ -296,20 +331,10 @@ def write(folder: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
         },
     }
     torch.save(content, folder / "checkpoint_best.pt")
-    lost = [
-        "state of the optimizer: fairseq goes on with the weights, not with the run",
-        "settings and metrics of the training",
-    ]
     if spec.tokens:
         lines = (f"{symbol} 1\n" for symbol in spec.tokens.symbols[len(SPECIALS) :])
-        (folder / "dict.ltr.txt").write_text("".join(lines), encoding="utf-8")
-        lost += [
-            "vocabulary, which fairseq reads from dict.ltr.txt: point task.data at its folder",
-            f"rule for the case of transcripts ({spec.case})",
-        ]
-        if spec.tokens.model:
-            lost.append("SentencePiece model, which joins the pieces to words")
-    return tuple(lost)
+        (folder / _DICTIONARY).write_text("".join(lines), encoding="utf-8")
+    return tuple(lost(checkpoint, "fairseq"))
 
 
 def _refuse_export(spec: Spec, where: str) -> None:
@@ -337,36 +362,3 @@ def _refuse_export(spec: Spec, where: str) -> None:
             where=where,
             hint="export it to hf, which has a place for all of it",
         )
-
-
-def _settings(spec: Spec) -> dict[str, Any]:
-    """``cfg`` as fairseq saves it, with the options that loading and fine-tuning need."""
-    normalize = spec.architecture.normalize
-    common = {"_name": None, "seed": 1, "fp16": False}
-    cfg: dict[str, Any] = {
-        "_name": None,
-        "common": common,
-        "task": {
-            "_name": "audio_pretraining",
-            "data": ".",
-            "sample_rate": 16_000,
-            "normalize": normalize,
-        },
-        "model": fairseq_options.from_architecture(spec.architecture),
-        "criterion": {"_name": "wav2vec", "infonce": True, "loss_weights": [0.1, 10.0]},
-    }
-    if spec.kind != "ctc":
-        return cfg
-    return {
-        "_name": None,
-        "common": common,
-        "task": {**cfg["task"], "_name": "audio_finetuning", "labels": "ltr"},
-        "model": {
-            "_name": "wav2vec_ctc",
-            "w2v_path": "",
-            "w2v_args": cfg,
-            "data": ".",
-            "normalize": normalize,
-        },
-        "criterion": {"_name": "ctc", "zero_infinity": True},
-    }

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from w2vtool.checkpoint import Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.interop.shapes import MAX_CONVS
 from w2vtool.schema import Architecture, ConvLayer
@@ -24,6 +25,7 @@ _ONLY = {  # the value of an option that makes our network
     "pos_conv_depth": 1,
     "conv_pos_batch_norm": False,
     "quantize_input": False,
+    "crop_seq_to_multiple": 1,
 }
 _ONLY_IN_PRETRAINING = {  # a fine-tuned model has none of these parts any more
     "quantizer_depth": 1,
@@ -133,4 +135,52 @@ def from_architecture(architecture: Architecture) -> dict[str, Any]:
         "latent_groups": architecture.codebook_groups,
         "latent_dim": 0,
         "final_dim": architecture.final_width,
+        "feature_grad_mult": _feature_gradient(architecture),
+    }
+
+
+def _feature_gradient(architecture: Architecture) -> float:
+    """Factor of the feature encoder's gradient in the recipe of the published model of this style.
+
+    Source: fairseq's recipes: BASE 0.1; LARGE of LibriSpeech 0.03; LARGE of LV-60k, layer norm, 1.
+    """
+    if architecture.extractor_norm == "layer":
+        return 1.0
+    return 0.03 if architecture.width > 768 else 0.1
+
+
+def settings(spec: Spec) -> dict[str, Any]:
+    """``cfg`` as fairseq saves it, with the options that loading and training need.
+
+    The weights of diversity loss and feature penalty are those of fairseq's recipes.
+    """
+    normalize = spec.architecture.normalize
+    penalty = 0.0 if spec.architecture.extractor_norm == "layer" else 10.0
+    common = {"_name": None, "seed": 1, "fp16": False}
+    cfg: dict[str, Any] = {
+        "_name": None,
+        "common": common,
+        "task": {
+            "_name": "audio_pretraining",
+            "data": ".",
+            "sample_rate": 16_000,
+            "normalize": normalize,
+        },
+        "model": from_architecture(spec.architecture),
+        "criterion": {"_name": "wav2vec", "infonce": True, "loss_weights": [0.1, penalty]},
+    }
+    if spec.kind != "ctc":
+        return cfg
+    return {
+        "_name": None,
+        "common": common,
+        "task": {**cfg["task"], "_name": "audio_finetuning", "labels": "ltr"},
+        "model": {
+            "_name": "wav2vec_ctc",
+            "w2v_path": "",
+            "w2v_args": cfg,
+            "data": ".",
+            "normalize": normalize,
+        },
+        "criterion": {"_name": "ctc", "zero_infinity": True},
     }

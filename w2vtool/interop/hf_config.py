@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from w2vtool.checkpoint import Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.interop.hf_vocabulary import special_rows
-from w2vtool.interop.names import Hints
-from w2vtool.interop.shapes import MAX_BLOCKS
+from w2vtool.interop.names import Hints, agreed
+from w2vtool.interop.shapes import MAX_BLOCKS, unfit
 from w2vtool.model.encoder import NORM_EPS
 from w2vtool.schema import Architecture
 
@@ -121,7 +121,10 @@ def _sizes(values: list[object]) -> bool:
 def architecture_of(
     config: Mapping[str, Any], kind: str, normalize: bool, hints: Hints, where: str
 ) -> Architecture:
-    """Sizes by our names. Raises CheckpointError for sizes that make no network."""
+    """Sizes by our names.
+
+    Raises CheckpointError for sizes that make no network, and for hints that say other ones.
+    """
     given = {**_DEFAULTS, **config}
     code, shared = given["codevector_dim"], given["proj_codevector_dim"]
     if kind == "pretrain" and code != shared:
@@ -130,6 +133,7 @@ def architecture_of(
             " codewords and for the space in which they are compared",
             where=where,
         )
+    agreed(config.get("num_attention_heads"), config.get("do_stable_layer_norm"), hints, where)
     norm_first = given["do_stable_layer_norm"] if hints.norm_first is None else hints.norm_first
     try:
         return Architecture(
@@ -151,8 +155,7 @@ def architecture_of(
             normalize=normalize,
         )
     except ValidationError as exc:
-        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()]
-        what = "\n  ".join(["the sizes make no wav2vec 2.0 network", *wrong])
+        what = "\n  ".join(["the sizes make no wav2vec 2.0 network", *unfit(exc)])
         raise CheckpointError(what, where=where) from exc
 
 

@@ -42,14 +42,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
-    """All tensors of a folder, and the file that they or the list of their shards are in."""
+def weights(folder: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
+    """All tensors of a folder, and the files that they are in; a list of shards comes first."""
     for name in _WEIGHTS:
         path, index = folder / name, folder / f"{name}.index.json"
         if path.is_file():
-            return _tensors(path), path
+            return _tensors(path), (path,)
         if index.is_file():
-            return _shards(index), index
+            return _shards(index)
     raise CheckpointError(
         f"no weights: neither {' nor '.join(_WEIGHTS)}, nor their shards",
         where=str(folder),
@@ -57,8 +57,8 @@ def weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
     )
 
 
-def _shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of all shards that an index names, each a plain file next to it."""
+def _shards(index: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
+    """The tensors of all shards that an index names, each a plain file next to it; all files."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError("no weight_map", where=str(index))
@@ -74,7 +74,7 @@ def _shards(index: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name in names:
         found |= _tensors(index.with_name(name))
-    return found
+    return found, (index, *map(index.with_name, names))
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -86,6 +86,11 @@ def _tensors(path: Path) -> dict[str, Tensor]:
                 f"not a state dict: no tensors at {', '.join(strange[:8])}", where=str(path)
             )
         return loaded
+    return safetensors(path)
+
+
+def safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises CheckpointError naming it."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as exc:

@@ -25,6 +25,9 @@ from w2vtool.text import WORD_END, Tokens
 _PIECES = "sentencepiece.model"  # a file of ours, which transformers does not look at
 _UNKNOWN_OFFSET = -10.0  # pyctcdecode's default for words outside of unigrams.txt
 _MODEL_NAMES = {b"mmap lm ": "lm.binary", b"\\data\\": "lm.arpa"}
+_SYMBOLS = {"bos_token": "<s>", "eos_token": "</s>", "word_delimiter_token": WORD_END}
+_PAD_NAMES = ("<pad>", "[PAD]")  # where no file says how it is called
+_UNKNOWN_NAMES = ("<unk>", "[UNK]")
 _SHOWN = 12  # symbols or rows that one error lists
 
 
@@ -40,12 +43,13 @@ class LanguageModelFiles(NamedTuple):
 # -- reading ----------------------------------------------------------------------------------
 
 
-def read_vocabulary(path: Path) -> Tokens:
+def read_vocabulary(path: Path, pad_row: int | None = None) -> Tokens:
     """Tokens of a ``vocab.json``, with the tokenizer files beside it where there are any.
 
-    Raises CheckpointError for what is no vocabulary of letters, the rows without a symbol named.
+    ``pad_row`` is the model's ``pad_token_id``, where it is known. Raises CheckpointError for what
+    is no vocabulary of letters, the rows without a symbol named.
     """
-    return _read(path, None, None)[0]
+    return _read(path, None, pad_row)[0]
 
 
 def find_vocabulary(
@@ -68,12 +72,17 @@ def _read(path: Path, rows: int | None, pad_row: int | None) -> tuple[Tokens, tu
             where=str(path),
         )
     symbols = _symbols(path, _added(path.parent, settings), rows)
+    for key, names in (("pad_token", _PAD_NAMES), ("unk_token", _UNKNOWN_NAMES)):
+        settings.setdefault(key, next((name for name in names if name in symbols), None))
     pad = settings["pad_token"]
     blank = symbols.index(pad) if pad in symbols else pad_row
     if blank is None or not 0 <= blank < len(symbols):
+        lacking = [" and ".join(_PAD_NAMES) if pad is None else pad]
+        lacking += [] if pad_row is None else [f"row {pad_row} (pad_token_id)"]
         raise CheckpointError(
-            f"no CTC blank: neither {pad!r} nor row {pad_row} (pad_token_id) is in the vocabulary",
+            f"no CTC blank: {', '.join(lacking)} are not in the vocabulary",
             where=str(path),
+            hint="say which symbol it is: pad_token in a tokenizer_config.json beside the file",
         )
     warnings = []
     if pad_row is not None and pad_row != blank:
@@ -90,19 +99,15 @@ def _read(path: Path, rows: int | None, pad_row: int | None) -> tuple[Tokens, tu
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """What the tokenizer files of a folder say, over the defaults of transformers' tokenizer."""
-    symbols = {
-        "pad_token": "<pad>",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "word_delimiter_token": WORD_END,
-    }
-    settings: dict[str, Any] = dict(symbols)
+    """What the tokenizer files of a folder say, over the defaults of transformers' tokenizer.
+
+    The names of pad and unknown symbol are absent where no file says them.
+    """
+    settings: dict[str, Any] = dict(_SYMBOLS)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
             settings |= read_json(folder / name)
-    for key in symbols:
+    for key in {"pad_token", "unk_token", *_SYMBOLS} & settings.keys():
         value = settings[key]
         settings[key] = symbol = value.get("content") if isinstance(value, dict) else value
         if not isinstance(symbol, str | None):
@@ -156,7 +161,9 @@ def _symbols(path: Path, added: Mapping[str, int], rows: int | None) -> list[str
         raise CheckpointError(
             "\n  ".join(["the vocabulary does not fit", *problems]),
             where=where,
-            hint="give the vocabulary that the model was fine-tuned with: --vocab",
+            hint=f"give one symbol a line for all {wanted} rows: --vocab LIST.txt"
+            if lacking
+            else "give the vocabulary that the model was fine-tuned with: --vocab",
         )
     return [by_row[row] for row in range(wanted)]
 
@@ -188,7 +195,7 @@ def _tokens(path: Path, symbols: Sequence[str], blank: int) -> Tokens:
         raise CheckpointError(
             f"not a vocabulary of letters with a word delimiter: {exc.what}",
             where=str(path),
-            hint="give a dictionary of letters: --vocab dict.ltr.txt",
+            hint="if the model gives letters and a separator, say so: --vocab dict.ltr.txt",
         ) from exc
 
 

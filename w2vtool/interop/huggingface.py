@@ -37,18 +37,29 @@ from w2vtool.interop.names import (
     case_of,
     export_state,
     import_state,
+    lost,
     vocabulary,
+    with_blank,
 )
 from w2vtool.schema import Architecture
 from w2vtool.text import Tokens
 
-__all__ = ["LanguageModelFiles", "read", "read_vocabulary", "write"]
+__all__ = ["LanguageModelFiles", "pad_row", "read", "read_vocabulary", "write"]
 
 SAMPLE_RATE = 16_000
 _HEADS = {"pretrain": ("quantizer", "project_q", "project_hid"), "ctc": ("lm_head",)}
 _BODY = "wav2vec2."
 _PROJECTION = "feature_projection.projection."
 # no option of the model: where it came from, and labels of classifiers
+_OTHERS = (  # read beside the weights, where they are there
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "vocab.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _NOT_SETTINGS = ("_name_or_path", "auto_map", "id2label", "label2id")
 
 
@@ -66,7 +77,8 @@ def read(folder: Path, hints: Hints = NO_HINTS) -> Source:
     name = str(config.get("model_type", "wav2vec2"))
     strangers.refuse((), name, where)
     refuse_other_networks(config, where)
-    found, file = weights(folder)
+    found, files = weights(folder)
+    file = files[0]
     strangers.refuse(found, name, str(file))
     kind = _kind(found, config)
     normalize, warnings = _audio(folder, config, hints)
@@ -82,7 +94,20 @@ def read(folder: Path, hints: Hints = NO_HINTS) -> Source:
     ours, fresh = import_state(state, spec, "hf", str(file), may_lack=("wav2vec2.mask_embedding",))
     settings = {key: value for key, value in config.items() if key not in _NOT_SETTINGS}
     form = f"{CLASSES[kind]} folder ({file.name})"
-    return Source("hf", form, spec, ours, fresh, left_out, tuple(warnings), {"settings": settings})
+    files += tuple(path for name in _OTHERS if (path := folder / name).is_file())
+    history: dict[str, object] = {"settings": settings}
+    return Source("hf", form, spec, ours, fresh, left_out, tuple(warnings), history, files)
+
+
+def pad_row(folder: Path) -> int | None:
+    """``pad_token_id`` of a folder of transformers, the row of the CTC blank; None without one."""
+    path = folder / "config.json"
+    return _pad_row(read_json(path)) if path.is_file() else None
+
+
+def _pad_row(config: Mapping[str, Any]) -> int | None:
+    row = config.get("pad_token_id", 0)  # transformers' default
+    return row if type(row) is int else None
 
 
 def _vocabulary(
@@ -92,22 +117,28 @@ def _vocabulary(
     hints: Hints,
     file: Path,
 ) -> tuple[Tokens, tuple[str, ...]]:
-    """The tokens that the person gave, else the folder's, and what to say about these."""
+    """The tokens that the person gave, else the folder's, and what to say about them."""
     head = state.get("lm_head.weight")
     if head is None or not head.dim():
         raise CheckpointError("no lm_head.weight, which Wav2Vec2ForCTC has", where=str(file))
+    blank, warnings = _pad_row(config), tuple[str, ...]()
+    try:
+        found, warnings = find_vocabulary(folder, len(head), blank)
+    except CheckpointError:
+        if hints.tokens is None:
+            raise
+        found = None  # then that of the person is all there is
     if hints.tokens is not None:
-        return vocabulary(None, hints, len(head), str(folder)), ()
-    row = config.get("pad_token_id", 0)
-    pad_row = row if isinstance(row, int) else None
-    found, warnings = find_vocabulary(folder, len(head), pad_row)
-    return vocabulary(found, hints, len(head), str(folder)), warnings
+        blank = blank if found is None else found.blank
+        given, moved = with_blank(hints.tokens, blank, str(folder))
+        hints, warnings = hints._replace(tokens=given), warnings + moved
+    tokens, differ = vocabulary(found, hints, len(head), str(folder))
+    return tokens, warnings + differ
 
 
 def _audio(folder: Path, config: Mapping[str, Any], hints: Hints) -> tuple[bool, list[str]]:
     """Whether audio is normalised, and where transformers and we treat it differently."""
-    path = folder / "preprocessor_config.json"
-    found = read_json(path) if path.is_file() else None
+    found, path = _extractor(folder)
     per_frame = config.get("feat_extract_norm", "group") == "layer"
     style = "layer" if per_frame else "group"
     warnings = []
@@ -115,8 +146,8 @@ def _audio(folder: Path, config: Mapping[str, Any], hints: Hints) -> tuple[bool,
         normalize = per_frame
         if hints.normalize is None:
             warnings.append(
-                f"no preprocessor_config.json: normalize is taken as {str(per_frame).lower()}, as"
-                f" models with {style} norm were trained"
+                "no preprocessor_config.json or processor_config.json: normalize is taken as"
+                f" {str(per_frame).lower()}, as models with {style} norm were trained"
             )
     else:
         if (rate := found.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
@@ -126,7 +157,7 @@ def _audio(folder: Path, config: Mapping[str, Any], hints: Hints) -> tuple[bool,
             warnings.append(
                 "do_normalize is true with a group norm, as in all folders that were converted from"
                 " fairseq, which trained such models without: results are those of transformers;"
-                " normalize=false gives fairseq's, which differ for quiet recordings"
+                " --no-normalize gives fairseq's, which differ for quiet recordings"
             )
         masked = bool(found.get("return_attention_mask", False))
         if masked and not per_frame:
@@ -140,6 +171,19 @@ def _audio(folder: Path, config: Mapping[str, Any], hints: Hints) -> tuple[bool,
                 " depend on the padding; here padded rows are masked"
             )
     return normalize if hints.normalize is None else hints.normalize, warnings
+
+
+def _extractor(folder: Path) -> tuple[dict[str, Any] | None, Path]:
+    """The settings of ``Wav2Vec2FeatureExtractor``, and their file; none where no file has them.
+
+    A processor of transformers 5 is saved with them in a file of its own, under a name.
+    """
+    path = folder / "preprocessor_config.json"
+    if path.is_file():
+        return read_json(path), path
+    path = folder / "processor_config.json"
+    found = read_json(path).get("feature_extractor") if path.is_file() else None
+    return found if isinstance(found, dict) else None, path
 
 
 def _kind(weights: Iterable[str], config: Mapping[str, Any]) -> str:
@@ -241,16 +285,10 @@ def write(
         if language_model is not None:
             write_language_model(folder, spec.tokens, language_model)
     write_json(folder / "preprocessor_config.json", audio)
-    return tuple(_lost(checkpoint))
-
-
-def _lost(checkpoint: Checkpoint) -> Iterable[str]:
-    tokens = checkpoint.spec.tokens
-    if tokens is not None and tokens.kind == "sentencepiece":
-        yield "the rule that joins SentencePiece pieces: transformers prints ▁ where words begin"
-    if tokens is not None:
-        yield f"the case that transcripts are brought to ({checkpoint.spec.case})"
-    if (checkpoint.path / "optimizer.safetensors").exists():
-        yield "the optimizer's state"
-    if checkpoint.state:
-        yield "the history of the training"
+    phrases = lost(checkpoint, "transformers")
+    if spec.tokens is not None and "<unk>" not in spec.tokens.symbols:
+        phrases.append(
+            "a row for unknown letters, which this vocabulary has none of: the tokenizer"
+            " gives None for them"
+        )
+    return tuple(phrases)

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from w2vtool.checkpoint import Spec
+from w2vtool.checkpoint import Checkpoint, Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.schema import Architecture
 from w2vtool.text import SPECIALS, Tokens
 
 Toolkit = Literal["fairseq", "hf", "torchaudio"]
 SHOWN = 12  # keys of each sort that one error lists
+_PADS = ("<pad>", "[PAD]", "-")  # what a CTC blank is called in lists of symbols
 
 
 class _Row(NamedTuple):
@@ -266,12 +268,34 @@ class Source(NamedTuple):
     left_out: tuple[str, ...]  # what is in the file and has no use here, with the reason
     warnings: tuple[str, ...]  # what changes results
     history: dict[str, object]  # JSON types: how it was trained, as far as the file says
+    files: tuple[Path, ...]  # all that was read
 
 
-def vocabulary(found: Tokens | None, hints: Hints, rows: int, where: str) -> Tokens:
-    """The tokens of a CTC model with ``rows`` outputs: those the person gave, else the file's.
+def agreed(heads: object, norm_first: object, hints: Hints, where: str) -> None:
+    """Raise CheckpointError where the person contradicts what the file says; None says nothing."""
+    wrong = [
+        f"{flag} says {said}, the file {found}"
+        for flag, found, said in (
+            ("--heads", heads, hints.heads),
+            ("--norm-first", norm_first, hints.norm_first),
+        )
+        if said is not None and found is not None and said != found
+    ]
+    if wrong:
+        raise CheckpointError(
+            "; ".join(wrong),
+            where=where,
+            hint="leave the flag out: it is for files that do not say it",
+        )
 
-    Raises CheckpointError when there are none, or not as many as outputs.
+
+def vocabulary(
+    found: Tokens | None, hints: Hints, rows: int, where: str
+) -> tuple[Tokens, tuple[str, ...]]:
+    """The tokens of a CTC model with ``rows`` outputs, and a warning where the file has others.
+
+    They are those that the person gave, else the file's. Raises CheckpointError when there are
+    none, or not as many as outputs.
     """
     tokens = hints.tokens or found
     if tokens is None:
@@ -287,15 +311,73 @@ def vocabulary(found: Tokens | None, hints: Hints, rows: int, where: str) -> Tok
             where=where,
             hint="is it the dictionary that this model was fine-tuned with?",
         )
-    return tokens
+    if found is None or tokens.symbols == found.symbols:
+        return tokens, ()
+    differ = [
+        f"row {row} is {given!r}, not {said!r}"
+        for row, (given, said) in enumerate(zip(tokens.symbols, found.symbols, strict=False))
+        if given != said
+    ]
+    differ += [f"{len(found)} symbols there"] * (len(found) != rows)
+    more = ", …" if len(differ) > SHOWN else ""
+    text = "the vocabulary given with --vocab is taken, which is not that of the file: "
+    return tokens, (text + ", ".join(differ[:SHOWN]) + more,)
+
+
+def with_blank(tokens: Tokens, blank: int | None, where: str) -> tuple[Tokens, tuple[str, ...]]:
+    """Tokens that a person gave with their blank in the row where the model has it, and a warning.
+
+    A list of symbols cannot say it, so the first row is taken there. Raises CheckpointError when
+    that row of the model is a letter in these tokens. ``blank`` is None where nobody knows.
+    """
+    if blank in (None, tokens.blank) or not 0 <= (blank or 0) < len(tokens):
+        return tokens, ()
+    assert blank is not None
+    name, symbols = tokens.symbols[blank], list(tokens.symbols)
+    if name not in _PADS:
+        raise CheckpointError(
+            f"the vocabulary given has its blank in row {tokens.blank} "
+            f"({symbols[tokens.blank]!r}), the model in row {blank}, which is {name!r} there",
+            where=where,
+            hint="is it the vocabulary that this model was fine-tuned with?",
+        )
+    if SPECIALS[0] in symbols:  # what we call the blank
+        free = SPECIALS[1] not in symbols
+        symbols[symbols.index(SPECIALS[0])] = SPECIALS[1] if free else name
+    symbols[blank] = SPECIALS[0]
+    text = (
+        f"row {blank} ({name}) of the vocabulary given is taken as the CTC blank, as in the model"
+    )
+    return Tokens(tuple(symbols), blank, tokens.kind, tokens.model), (text,)
 
 
 def case_of(tokens: Tokens | None) -> str:
-    """The case that transcripts must be in for these tokens: "upper", "lower" or "keep"."""
-    letters = (
-        "".join(symbol for symbol in tokens.symbols if symbol not in SPECIALS) if tokens else ""
-    )
+    """The case that transcripts must be in for these tokens: "upper", "lower" or "keep".
+
+    Only single letters and pieces tell: names of special symbols are in a case of their own.
+    """
+    symbols = (symbol for symbol in tokens.symbols if symbol not in SPECIALS) if tokens else ()
+    pieces = tokens is not None and tokens.kind == "sentencepiece"
+    letters = "".join(symbol for symbol in symbols if pieces or len(symbol) == 1)
     cased = {letter for letter in letters if letter.upper() != letter.lower()}
     if all(letter.upper() == letter for letter in cased):
         return "upper"
     return "lower" if all(letter.lower() == letter for letter in cased) else "keep"
+
+
+def lost(checkpoint: Checkpoint, toolkit: str) -> list[str]:
+    """What no toolkit's format holds of this checkpoint, a phrase each."""
+    spec, state = checkpoint.spec, checkpoint.state
+    phrases = []
+    if spec.tokens is not None:
+        phrases.append(f"the case that transcripts are brought to ({spec.case})")
+        if spec.tokens.kind == "sentencepiece":
+            phrases.append(
+                f"the rule that joins SentencePiece's pieces to words: {toolkit} prints ▁ where"
+                " words begin"
+            )
+    if (checkpoint.path / "optimizer.safetensors").exists():
+        phrases.append("the optimizer's state")
+    if state.get("step") or state.get("history"):
+        phrases.append("the history of the training: settings and metrics")
+    return phrases

@@ -20,6 +20,7 @@ from w2vtool.schema import Architecture
 MAX_BLOCKS = 256  # the deepest published network has 48
 MAX_CONVS = 100
 MAX_WIDTH = 2**16
+_OF_PYDANTIC = "Value error, "  # before the text of our own errors
 # Source: BASE; LARGE, XLSR and XLS-R 300M; XLS-R 1B and MMS 1B; XLS-R 2B.
 HEADS = {768: 12, 1024: 16, 1280: 16, 1920: 16}
 STRIDES = {(10, 3, 3, 3, 3, 2, 2): (5, 2, 2, 2, 2, 2, 2)}  # of every published model
@@ -81,14 +82,14 @@ def complete(
         assumed.append(f"{heads} attention heads")
         if heads is None:
             unknown.append(f"the number of attention heads of a network that is {width} wide")
-            ask.append("heads=N")
+            ask.append("--heads N")
     if norm_first is None:
         norm_first = _NORM_FIRST.get(style)  # type: ignore[arg-type]
         assumed.append("norms before each sublayer" if norm_first else "norms after each sublayer")
         if norm_first is None:
             bias = "with" if style[1] else "without"
             unknown.append(f"the place of the norms ({style[0]} norm, convolutions {bias} bias)")
-            ask.append("norm_first=true or norm_first=false")
+            ask.append("--norm-first or --no-norm-first")
     if "conv_layers" not in sizes:
         unknown.append("the strides of the convolutions, which are not those of published models")
     if unknown:
@@ -106,7 +107,7 @@ def architecture(sizes: Mapping[str, Any], where: str) -> Architecture:
     try:
         found = Architecture(**sizes)
     except ValidationError as exc:
-        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()]
+        wrong = unfit(exc)
     else:
         numbers = [(name, getattr(found, name)) for name in Architecture.model_fields]
         numbers += [
@@ -124,6 +125,14 @@ def architecture(sizes: Mapping[str, Any], where: str) -> Architecture:
             f"the sizes make no wav2vec 2.0 network: {'; '.join(wrong)}", where=where
         )
     return found
+
+
+def unfit(error: ValidationError) -> list[str]:
+    """What keeps sizes from being an ``Architecture``, a phrase each."""
+    return [
+        ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"].removeprefix(_OF_PYDANTIC))))
+        for e in error.errors()
+    ]
 
 
 def normalization(

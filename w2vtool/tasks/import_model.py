@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from w2vtool.errors import CheckpointError
+from w2vtool.errors import CheckpointError, DataError
 from w2vtool.schema import Config, knob
 from w2vtool.task import Task
 
@@ -29,13 +29,16 @@ class ImportConfig(Config):
     out: Path = knob(doc="Folder of the new checkpoint; it must not be there yet.")
     vocab: Path | None = knob(
         None,
-        "Symbols of a CTC model, where its file has none: dict.ltr.txt, vocab.json, a file with "
-        "one symbol a line, or the word letters for fairseq's English letters.",
+        "Symbols of a CTC model, where its file has none: dict.ltr.txt, vocab.json, a "
+        "SentencePiece NAME.model, a list with one symbol a line, the blank first, or the word "
+        "letters for fairseq's English letters.",
     )
     normalize: bool | None = knob(
         None, "Whether audio is brought to zero mean and unit variance; else as the file says."
     )
-    heads: int | None = knob(None, "Attention heads, where the file does not say (torchaudio).")
+    heads: int | None = knob(
+        None, "Attention heads, where the file does not say (torchaudio).", ge=1
+    )
     norm_first: bool | None = knob(
         None, "Whether blocks are pre-LN, where the file does not say (torchaudio)."
     )
@@ -46,26 +49,28 @@ def import_model(config: ImportConfig, run: Run) -> dict[str, Any]:
     import torch
 
     from w2vtool import checkpoint
-    from w2vtool.interop import detect, selfcheck
+    from w2vtool.interop import detect, huggingface, selfcheck
     from w2vtool.interop.names import Hints
     from w2vtool.run import file_sha256
 
     if config.out.exists():
         raise CheckpointError("there is something here already", where=str(config.out))
-    tokens = read_vocabulary(config.vocab) if config.vocab else None
+    pad_row = huggingface.pad_row(config.source) if config.vocab else None
+    tokens = read_vocabulary(config.vocab, pad_row) if config.vocab else None
     hints = Hints(tokens, config.normalize, config.heads, config.norm_first)
     source = detect.read(config.source, hints)
     torch.manual_seed(1)  # of what the file does not have
     model = source.spec.build()
     checkpoint.load_weights(model, {**model.state_dict(), **source.state}, str(config.source))
     loudness = selfcheck.check(model, str(config.source))
-    sha256 = {path.name: file_sha256(path) for path in files_of(config.source)}
     entry = {
         "task": "import",
         "toolkit": source.toolkit,
         "form": source.form,
         "source": config.source.name,
-        "sha256": sha256,
+        "sha256": {path.name: file_sha256(path) for path in source.files},
+        "given": given(config),
+        "warnings": list(source.warnings),
         "fresh": list(source.fresh),
         "left_out": list(source.left_out),
         **source.history,
@@ -89,10 +94,11 @@ def import_model(config: ImportConfig, run: Run) -> dict[str, Any]:
     }
 
 
-def read_vocabulary(path: Path) -> Tokens:
-    """Tokens of a fairseq dictionary, an HF ``vocab.json`` or a list, or the English letters.
+def read_vocabulary(path: Path, pad_row: int | None = None) -> Tokens:
+    """Tokens of a dictionary, ``vocab.json``, SentencePiece model or list, or the English letters.
 
-    Raises DataError or CheckpointError when it is none of them.
+    ``pad_row`` is where the model has its blank, as far as is known. Raises CheckpointError when it
+    is none of them.
     """
     from w2vtool.interop.huggingface import read_vocabulary as from_json
     from w2vtool.text import Tokens
@@ -100,16 +106,19 @@ def read_vocabulary(path: Path) -> Tokens:
     if path.name == "letters" and not path.exists():
         return Tokens()
     if path.suffix == ".json":
-        return from_json(path)
-    return Tokens.from_dictionary(path)
+        return from_json(path, pad_row)
+    try:
+        read = Tokens.from_sentencepiece if path.suffix == ".model" else Tokens.from_dictionary
+        return read(path)
+    except DataError as exc:  # here it is a part of the checkpoint
+        what = f"--vocab: {exc.what}"
+        raise CheckpointError(what, where=exc.where or str(path), hint=exc.hint) from exc
 
 
-def files_of(source: Path) -> list[Path]:
-    """The files that weights are read from."""
-    if source.is_file():
-        return [source]
-    found = sorted(source.glob("*.safetensors")) or sorted(source.glob("*.bin"))
-    return [path for path in found if path.is_file()]
+def given(config: ImportConfig) -> dict[str, Any]:
+    """What the person said over the file, or in its place."""
+    said = config.model_dump(include={"normalize", "heads", "norm_first"}, exclude_none=True)
+    return said | ({"vocab": config.vocab.name} if config.vocab else {})
 
 
 def rows(source: Source, parameters: int) -> list[tuple[str, str]]:
@@ -168,6 +177,8 @@ TASK = Task(
         "--normalize": "normalize",
         "--no-normalize": "normalize",
         "--heads": "heads",
+        "--norm-first": "norm_first",
+        "--no-norm-first": "norm_first",
     },
     inputs="source",
     example="w2vtool import wav2vec_small_960h.pt --vocab dict.ltr.txt --out wav2vec_small_960h",
