@@ -2,7 +2,8 @@
 
 Goes in: a manifest and a plan. Goes out: ``Batch`` after ``Batch``, in the order of the plan,
 byte-identical whatever the number of workers. Masks are made here, on the CPU and from the keys of
-the rows, so that the device never has to tell how many frames are masked.
+the rows, so that the device never has to tell how many frames are masked. Where asked for, other
+rows stand in for those whose audio cannot be read.
 
 Shape legend: B batch, S samples, T frames, M masked frames per row, L labels, D width.
 """
@@ -25,11 +26,12 @@ from w2vtool.errors import DataError, UserError
 from w2vtool.manifest import Manifest
 from w2vtool.model.encoder import normalize
 from w2vtool.model.masking import CHANNELS, equalise, span_mask
-from w2vtool.plan import Bin, Plan, key
+from w2vtool.plan import Bin, Plan, key, mix
 from w2vtool.schema import Architecture, MaskConfig
 from w2vtool.text import Tokens
 
 CROP = 7  # purpose of the hash that places a crop; masking.py has 1 to 5
+BINS_TRIED = 8  # where none of their rows can be read, the disk is gone, not a file
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Batch:
     channel_mask_BD: Tensor | None = None
     target_BL: Tensor | None = None
     labels_B: Tensor | None = None
+    lost: tuple[tuple[int, str], ...] = ()  # rows that others stand in for, and why
 
     @property
     def seconds(self) -> float:
@@ -192,9 +195,12 @@ def _channel_mask(key_B: Tensor, architecture: Architecture, mask: MaskConfig) -
 class _Bins(Dataset[Batch | UserError]):
     """Bins by number, as the loader wants them, and decoded audio while there is room for it."""
 
-    def __init__(self, manifest: Manifest, plan: Plan, collate: Collate, room: int) -> None:
+    def __init__(
+        self, manifest: Manifest, plan: Plan, collate: Collate, room: int, stand_in: bool
+    ) -> None:
         self.manifest, self.plan, self.collate = manifest, plan, collate
         self.room = room  # bytes
+        self.stand_in = stand_in
         self.heard: dict[int, np.ndarray] = {}
 
     def __getitem__(self, number: int) -> Batch | UserError:
@@ -204,9 +210,46 @@ class _Bins(Dataset[Batch | UserError]):
         becomes the worker's traceback.
         """
         try:
-            return self.collate(self.manifest, self.read, self.plan.bin(number))
+            if not self.stand_in:
+                return self.collate(self.manifest, self.read, self.plan.bin(number))
+            part, waves, lost = self._readable(number)
+            return replace(self.collate(self.manifest, waves.__getitem__, part), lost=lost)
         except UserError as error:
             return error
+
+    def _readable(
+        self, number: int
+    ) -> tuple[Bin, dict[int, np.ndarray], tuple[tuple[int, str], ...]]:
+        """A bin without rows that cannot be read, its audio, and the rows that had to go.
+
+        The next row of the bin that can be read stands in for one that cannot, under the key of
+        that one: cropped and masked elsewhere than where it stands for itself. Where none can, the
+        next bin does, under other keys. So what is learned from depends on the files alone.
+        """
+        own, lost = self.plan.bin(number), {}
+        for other in range(number, number + BINS_TRIED):
+            part, waves = self.plan.bin(other), {}
+            for row in part.rows.tolist():
+                try:
+                    waves[row] = self.read(row)
+                except DataError as error:
+                    lost[row] = error
+            if waves:
+                break
+        else:
+            raise next(iter(lost.values()))
+        if other != number:
+            keys = (mix(part.keys.astype(np.uint64) ^ np.uint64(own.key)) >> np.uint64(1)).astype(
+                np.int64
+            )
+            part = replace(part, number=number, keys=keys, key=own.key)
+        rows = part.rows.tolist()
+        for place, row in enumerate(part.rows.tolist()):
+            if row not in waves:
+                following = rows[place + 1 :] + rows[:place]
+                rows[place] = next(found for found in following if found in waves)
+        reasons = tuple((row, error.what) for row, error in lost.items())
+        return replace(part, rows=np.array(rows, np.int64)), waves, reasons
 
     def read(self, row: int) -> np.ndarray:
         """Samples of a row; small corpora are decoded once."""
@@ -235,10 +278,15 @@ def load(
     workers: int = 0,
     pin: bool = False,
     cache_megabytes: int = 0,
+    stand_in: bool = False,
 ) -> Iterator[Batch]:
-    """Batches of the bins with these numbers, in this order. Raises what the collation raises."""
+    """Batches of the bins with these numbers, in this order. Raises what the collation raises.
+
+    With ``stand_in``, other rows take the places of those that cannot be read; DataError when the
+    rows of several bins in a row cannot.
+    """
     loader = DataLoader(
-        _Bins(manifest, plan, collate, cache_megabytes << 20),
+        _Bins(manifest, plan, collate, cache_megabytes << 20, stand_in),
         batch_size=None,
         sampler=numbers,
         num_workers=workers,

@@ -4,25 +4,22 @@
 
 Goes in: a model, its optimizer, and how far the training is. Goes out: such a directory, and back.
 ``model.json`` holds kind, architecture, tokens and text rules: a checkpoint needs no other file.
-``state.json`` holds the training, and which step of the run was best. ``MANIFEST.json`` holds the
-size and SHA-256 of each file; it is written last, into a directory with a temporary name, which is
-then renamed. A reader takes the newest directory that verifies. There is no pickle anywhere.
+``state.json`` holds the training, and which steps of the run were best. How it is made sure that a
+directory is complete: ``w2vtool.sealed``. A reader takes the newest that verifies. There is no
+pickle anywhere.
 
-Why the best step stands in the newest state, not in a file of its own: two files can disagree after
-a crash, one directory that appears at once cannot.
+Why the best steps stand in the newest state, not in a file of their own: two files can disagree
+after a crash, one directory that appears at once cannot.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,16 +30,16 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from w2vtool import sealed
 from w2vtool.errors import CheckpointError, DataError
 from w2vtool.model.heads import Backbone, CtcModel, PretrainModel
 from w2vtool.schema import Architecture, Dropouts
 from w2vtool.text import Tokens
 
 log = logging.getLogger(__name__)
-FORMAT = 1
 KINDS = ("pretrain", "ctc", "backbone")
 _FILES = ("model.safetensors", "model.json", "state.json")
-_NAME = re.compile(r"step-\d{8,}")
+_NAME = re.compile(rf"step-\d{{8,}}({re.escape(sealed.NEW)})?")
 Model = PretrainModel | CtcModel | Backbone
 _SHOWN = 8  # weights that do not fit, listed in one error
 
@@ -59,7 +56,7 @@ class Spec:
     def to_json(self) -> dict[str, Any]:
         """For ``model.json``."""
         return {
-            "format": FORMAT,
+            "format": sealed.FORMAT,
             "kind": self.kind,
             "architecture": self.architecture.model_dump(),
             "tokens": self.tokens.to_dict() if self.tokens else None,
@@ -132,14 +129,30 @@ def save(
 ) -> Path:
     """Write ``folder/step-…`` so that it is there completely or not at all; gives its path.
 
-    ``state`` must fit in JSON; its ``best_step`` is the number of the best one so far, or None.
+    ``state`` must fit in JSON; its ``best_steps`` are pairs of a value and a step, the best first,
+    or its ``best_step`` is the number of the best one so far.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step-{step:08d}"
-    write(
-        final, model.state_dict(), spec, {**(state or {}), "step": step}, _moments(model, optimizer)
+    return write_step(
+        folder, step, model.state_dict(), spec, state or {}, moments_of(model, optimizer)
     )
-    return final
+
+
+def write_step(
+    folder: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    spec: Spec,
+    state: Mapping[str, Any],
+    moments: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """``save``, of tensors. What a crash left in ``folder`` is put in order first."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        sealed.sync(folder.parent)
+    sweep(folder)
+    path = folder / f"step-{step:08d}"
+    write(path, weights, spec, {**state, "step": step}, moments)
+    return path
 
 
 def write(
@@ -149,53 +162,69 @@ def write(
     state: Mapping[str, Any],
     moments: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the checkpoint directory ``path``, complete or not at all; its parent must exist."""
-    files = {
-        "model.safetensors": save_tensors(_on_cpu(weights)),
-        "model.json": _json(spec.to_json()),
-        "state.json": _json({"best_step": None, "step": 0, **state}),
+    """Write the checkpoint directory ``path``, complete or not at all; its parent must exist.
+
+    What was there before is there until the new one is. Raises OSError.
+    """
+    contents: dict[str, Callable[[], bytes]] = {
+        "model.safetensors": lambda: save_tensors(_on_cpu(weights)),
+        "model.json": lambda: sealed.as_json(spec.to_json()),
+        "state.json": lambda: sealed.as_json({"best_step": None, "step": 0, **state}),
     }
     if moments is not None:
-        files["optimizer.safetensors"] = save_tensors(_on_cpu(moments))
-    hashes = {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in files.items()
-    }
-    files["MANIFEST.json"] = _json({"format": FORMAT, "files": hashes})  # last
-    part = _hidden(path)
-    part.mkdir()
-    try:
-        for name, data in files.items():
-            with (part / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        _sync(part)
-        _discard(path)  # only there if it was damaged, or saved by a signal just now
-        part.rename(path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    _sync(path.parent)
+        contents["optimizer.safetensors"] = lambda: save_tensors(_on_cpu(moments))
+    sealed.write(path, contents)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints and the best; sweep what a crash left."""
+def sweep(folder: Path) -> None:
+    """Put in order what a crash left: delete parts, finish replacements. One process may do it."""
     for stale in folder.glob(".step-*"):
         shutil.rmtree(stale, ignore_errors=True)
-    steps, best = _steps(folder), best_step(folder)
-    for path in steps[keep:]:
-        if best is None or path.name != f"step-{best:08d}":
-            _discard(path)
-
-
-def best_step(folder: Path) -> int | None:
-    """The step that was best when the newest readable checkpoint was saved, if any was."""
     for path in _steps(folder):
+        if path.suffix == sealed.NEW:
+            sealed.settle(path.with_suffix(""))
+
+
+def prune(
+    folder: Path,
+    keep: int,
+    *,
+    keep_best: int = 1,
+    milestone_every: int = 0,
+    newest: int | None = None,
+    protected: Collection[int] = (),
+) -> None:
+    """Delete all but the newest ``keep``, the ``keep_best`` best, milestones, ``protected`` steps.
+
+    Milestones are the multiples of ``milestone_every`` updates; 0 is none. Checkpoints later than
+    ``newest``, the one just written, count for nothing: they were damaged when the run was resumed.
+    """
+    sweep(folder)
+    steps, best = _steps(folder), best_steps(folder, newest)[:keep_best]
+    later = [path for path in steps if newest is not None and _step(path) > newest]
+    for path in [*later, *steps[len(later) + keep :]]:
+        step = _step(path)
+        milestone = milestone_every and step % milestone_every == 0
+        if path in later or not (milestone or step in best or step in protected):
+            sealed.discard(path)
+
+
+def best_steps(folder: Path, newest: int | None = None) -> list[int]:
+    """Those of the best steps that are there, the best first, as of ``newest`` or the last one.
+
+    The newest state that can be read and names one that is there has the say: a best one for which
+    the disk had no room leaves the best before it.
+    """
+    steps = [path for path in _steps(folder) if newest is None or _step(path) <= newest]
+    there = {_step(path) for path in steps}
+    for path in steps:
         with contextlib.suppress(CheckpointError):
-            state = json.loads(_read(path, "state.json", _manifest(path)))
-            return int(state["best_step"]) if state.get("best_step") else None
-    return None
+            state = json.loads(sealed.read(path, "state.json", files(path)))
+            named = [int(step) for _, step in state.get("best_steps") or []]
+            found = [step for step in named or [state.get("best_step")] if step in there]
+            if found:
+                return found
+    return []
 
 
 def find(path: Path, *, best: bool = True) -> Path:
@@ -218,10 +247,8 @@ def find(path: Path, *, best: bool = True) -> Path:
             if foreign
             else "give a run folder, or a step-… folder in its checkpoints/",
         )
-    chosen = best_step(folder) if best else None
-    steps.sort(
-        key=lambda step: step.name != f"step-{chosen or 0:08d}"
-    )  # stable: the rest as it was
+    chosen = best_steps(folder)[:1] if best else []
+    steps.sort(key=lambda step: _step(step) not in chosen)  # stable: the rest as it was
     problems = []
     for candidate in steps:
         try:
@@ -236,25 +263,25 @@ def find(path: Path, *, best: bool = True) -> Path:
 
 def verify(path: Path) -> None:
     """Check every byte of a checkpoint. Raises CheckpointError naming the file that is damaged."""
-    listed = _manifest(path)
+    listed = files(path)
     for name in listed:
-        _read(path, name, listed)
+        sealed.verify(path, name, listed)
 
 
 def load(path: Path, *, best: bool = True) -> Checkpoint:
     """Read a checkpoint directory, or the best (or newest) one of a run folder."""
     path = find(path, best=best)
-    listed = _manifest(path)
+    listed = files(path)
     try:
-        described = json.loads(_read(path, "model.json", listed))
+        described = json.loads(sealed.read(path, "model.json", listed))
         spec = Spec(
             described["kind"],
             Architecture(**described["architecture"]),
             Tokens.from_dict(described["tokens"]) if described["tokens"] else None,
             described["case"],
         )
-        state = json.loads(_read(path, "state.json", listed))
-        weights = load_tensors(_read(path, "model.safetensors", listed))
+        state = json.loads(sealed.read(path, "state.json", listed))
+        weights = load_tensors(sealed.read(path, "model.safetensors", listed))
     except (ValueError, KeyError, TypeError, DataError, SafetensorError) as exc:
         raise CheckpointError(f"cannot be read: {exc}", where=str(path)) from exc
     if spec.kind not in KINDS or (spec.kind == "ctc" and spec.tokens is None):
@@ -262,89 +289,10 @@ def load(path: Path, *, best: bool = True) -> Checkpoint:
     return Checkpoint(path, spec, weights, state)
 
 
-def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the optimizer's moments back, parameter by parameter name. Raises CheckpointError."""
-    listed = _manifest(path)
-    if "optimizer.safetensors" not in listed:
-        raise CheckpointError(
-            "this checkpoint has no optimizer state", where=str(path), hint="start with model.init"
-        )
-    tensors = load_tensors(_read(path, "optimizer.safetensors", listed))
-    optimizer.state.clear()
-    for name, parameter in model.named_parameters():
-        if f"{name}/step" in tensors:
-            optimizer.state[parameter] = {
-                key: tensors[f"{name}/{key}"].to(parameter.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-
-
-def files(path: Path) -> dict[str, dict[str, Any]]:
-    """Size (``bytes``) and ``sha256`` of each file of a checkpoint, from its manifest."""
-    return _manifest(path)
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of the weights, from the manifest of a verified checkpoint."""
-    return str(_manifest(path)["model.safetensors"]["sha256"])
-
-
-def _steps(folder: Path) -> list[Path]:
-    """Checkpoints of a folder, the newest first."""
-    found = (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
-    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
-
-
-def _manifest(path: Path) -> dict[str, dict[str, Any]]:
-    """Size and hash of each file of a checkpoint. Raises CheckpointError.
-
-    It must be written as ``save`` writes it, byte by byte: nothing vouches for it but its form.
-    """
-    try:
-        data = (path / "MANIFEST.json").read_bytes()
-        content = json.loads(data)
-        listed = {
-            str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
-            for name, entry in content["files"].items()
-        }
-        version = content["format"]
-    except OSError as exc:
-        raise _damaged(path, f"MANIFEST.json: {exc.strerror}") from exc
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise _damaged(path, "MANIFEST.json is not as it was written") from exc
-    if version != FORMAT:
-        raise CheckpointError(
-            f"checkpoint format {version!r}; this w2vtool reads {FORMAT}", where=str(path)
-        )
-    missing = [name for name in _FILES if name not in listed]
-    if missing or data != _json({"format": FORMAT, "files": listed}):
-        raise _damaged(path, "MANIFEST.json is not as it was written")
-    return listed
-
-
-def _read(path: Path, name: str, listed: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """A file of a checkpoint, if it is as its manifest says. Raises CheckpointError."""
-    try:
-        data = (path / name).read_bytes()
-    except OSError as exc:
-        raise _damaged(path, f"{name}: {exc.strerror}") from exc
-    wanted = listed[name]
-    if len(data) != wanted["bytes"]:
-        raise _damaged(path, f"{name} has {len(data)} bytes, {wanted['bytes']} were written")
-    if hashlib.sha256(data).hexdigest() != wanted["sha256"]:
-        raise _damaged(path, f"{name} has another SHA-256 than when it was written")
-    return data
-
-
-def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"damaged checkpoint: {what}",
-        where=str(path),
-        hint="use an older checkpoint of the run, or restore this one from a copy",
-    )
-
-
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor] | None:
+def moments_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> dict[str, Tensor] | None:
+    """The optimizer's moments, by parameter name and their own; None without an optimizer."""
     if optimizer is None:
         return None
     return {
@@ -354,29 +302,45 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[
     }
 
 
+def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the optimizer's moments back, parameter by parameter name. Raises CheckpointError."""
+    listed = files(path)
+    if "optimizer.safetensors" not in listed:
+        raise CheckpointError(
+            "this checkpoint has no optimizer state", where=str(path), hint="start with model.init"
+        )
+    tensors = load_tensors(sealed.read(path, "optimizer.safetensors", listed))
+    optimizer.state.clear()
+    for name, parameter in model.named_parameters():
+        if f"{name}/step" in tensors:
+            optimizer.state[parameter] = {
+                key: tensors[f"{name}/{key}"].to(parameter.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+
+
+def files(path: Path) -> sealed.Listed:
+    """Size (``bytes``) and ``sha256`` of each file of a checkpoint. Raises CheckpointError."""
+    listed = sealed.manifest(path)
+    if any(name not in listed for name in _FILES):
+        raise sealed.damaged(path, f"{sealed.MANIFEST} is not as it was written")
+    return listed
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of the weights, from the manifest of a verified checkpoint."""
+    return str(files(path)["model.safetensors"]["sha256"])
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, the newest first."""
+    found = (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+    return sorted(found, key=lambda path: (_step(path), path.suffix), reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem[5:])
+
+
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
-def _hidden(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-
-
-def _discard(path: Path) -> None:
-    """Delete a checkpoint, if it is there, without ever leaving a part of it under its name."""
-    trash = _hidden(path)
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

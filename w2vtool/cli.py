@@ -190,7 +190,7 @@ def _flag_annotation(ref: TaskRef, task: Task[Any], flag: str) -> Any:
         hint = "a flag is --name, not one that all tasks have, and the short name of a config key"
         raise PluginError(what, where=ref.origin, hint=hint)
     unit = (info.json_schema_extra or {}).get("unit", "")
-    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    default = None if info.is_required() else fields.default_at(task.config, key)
     switch = fields.is_switch(info.annotation)
     facts = [key] if flag != f"--{key}" else []
     facts += [unit] if unit else []

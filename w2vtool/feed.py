@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from w2vtool.audio import RANGE_SLACK_SECONDS, probe
 from w2vtool.batches import Batch, Collate, load
 from w2vtool.errors import DataError
 from w2vtool.manifest import Manifest
 from w2vtool.plan import Plan
 from w2vtool.schema import LoopConfig
+
+SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,12 @@ def read(
     *,
     cache_megabytes: int | None = None,
     pin: bool = False,
+    stand_in: bool = False,
 ) -> Iterator[Batch]:
-    """Batches of the bins with these numbers, in this order, by ``loop.workers`` processes."""
+    """Batches of the bins with these numbers, in this order, by ``loop.workers`` processes.
+
+    With ``stand_in``, other rows take the places of those that cannot be read.
+    """
     batches = load(
         split.manifest,
         split.plan,
@@ -97,12 +104,40 @@ def read(
         workers=loop.workers,
         pin=pin,
         cache_megabytes=loop.cache_megabytes if cache_megabytes is None else cache_megabytes,
+        stand_in=stand_in,
     )
     with _signals_held() if loop.workers else nullcontext():
         first = next(batches, None)
     if first is not None:
         yield first
         yield from batches
+
+
+def check_files(split: Split) -> None:
+    """Raise DataError that names the files of a split that are missing, cut short or changed.
+
+    Their headers are read, no audio is decoded.
+    """
+    numbers = (split.plan.bin(number).rows for number in range(split.plan.bins_per_epoch))
+    problems = []
+    for number in sorted(row for rows in numbers for row in rows.tolist()):
+        row = split.manifest.rows[number]
+        try:
+            there = probe(split.manifest.audio_path(row)).seconds
+        except DataError as error:
+            problems.append(f"{row.id}: {error}")
+        else:
+            wanted = row.offset + row.duration
+            if wanted > there + RANGE_SLACK_SECONDS:
+                problems.append(f"{row.id}: {there:.3f} s, the manifest wants {wanted:.3f} s")
+    if problems:
+        rest = len(problems) - SHOWN_PROBLEMS
+        shown = [*problems[:SHOWN_PROBLEMS], *([f"… and {rest} more"] if rest > 0 else [])]
+        raise DataError(
+            "\n  ".join([f"{len(problems)} utterances cannot be read", *shown]),
+            where=str(split.manifest.path),
+            hint="repair them, or leave them out of the manifest",
+        )
 
 
 @contextmanager

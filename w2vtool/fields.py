@@ -87,6 +87,15 @@ def field_at(model: Any, key: str) -> Any:
     return next((field for field in found if field is not None), None)
 
 
+def default_at(model: Any, key: str) -> Any:
+    """The default of a dotted key: of the section as *this* model has it, not as its class does."""
+    head, *rest = key.split(".")
+    value = model.model_fields[head].get_default(call_default_factory=True)
+    for part in rest:
+        value = getattr(value, part, None)
+    return value
+
+
 def keys(model: Any, prefix: str = "", above: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
     """All dotted keys of a model with their FieldInfo, sections before what is in them."""
     for name, info in model.model_fields.items():

@@ -6,6 +6,7 @@ row's key, and what is random about a micro-batch from the bin's.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,11 @@ class Contrastive:
 
     config: ObjectiveConfig
     layer_drop: float = 0.0
+
+    @property
+    def chance(self) -> float:
+        """The contrastive loss of guessing, ln(1 + K)."""
+        return math.log1p(self.config.negatives)
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> Loss:
         """The loss of one micro-batch. In evaluation: no Gumbel noise, no LayerDrop."""
@@ -149,16 +155,21 @@ class Ctc:
         return Loss(total, len(logits), rates=self._errors(logits, frames_B, batch))
 
     def _errors(self, logits: Tensor, frames_B: Tensor, batch: Batch) -> dict[str, tuple[int, int]]:
-        """Errors and reference lengths over the batch, of the greedy text."""
-        letters, words = [0, 0], [0, 0]
+        """Errors and reference lengths over the batch, of the greedy text; rows without one."""
+        letters, words, silent = [0, 0], [0, 0], 0
         logp = logits.float().log_softmax(-1).cpu().numpy()
         for row, frames, index in zip(logp, frames_B.tolist(), batch.rows, strict=True):
             text = normalize(self.manifest.rows[index].text or "", self.case)
             said = greedy(row[:frames], self.tokens).text
+            silent += not said
             for sums, found in (
                 (letters, letter_errors(text, said)),
                 (words, word_errors(text, said)),
             ):
                 sums[0] += found.errors
                 sums[1] += found.reference
-        return {"uer": (letters[0], letters[1]), "wer": (words[0], words[1])}
+        return {
+            "uer": (letters[0], letters[1]),
+            "wer": (words[0], words[1]),
+            "empty": (silent, len(batch.rows)),
+        }

@@ -92,7 +92,9 @@ class Plan:
                 hint="raise bin_seconds or lower max_seconds",
             )
         order = np.argsort(lengths, kind="stable")
-        self._rows, lengths = rows[order], lengths[order]
+        lengths = lengths[order]
+        small = len(seconds) <= np.iinfo(np.int32).max  # 30 M rows are 120 MB then
+        self._rows = rows[order].astype(np.int32 if small else np.int64)
         total_bins = lengths.sum() / bin_seconds
         buckets = int(np.clip(total_bins // BINS_PER_BUCKET, 1, MAX_BUCKETS))
         share = np.cumsum(lengths) / lengths.sum()
@@ -103,10 +105,11 @@ class Plan:
         sizes = np.diff(self._edges)
         capacity = np.maximum(1, (bin_seconds / longest).astype(np.int64))
         self._bins = -(-sizes // capacity)  # per bucket
-        self._bucket_of_bin = np.repeat(np.arange(len(sizes)), self._bins)
         self._first_bin = np.concatenate([[0], np.cumsum(self._bins)[:-1]])
         self._base = key(seed, int(source[:15] or "0", 16))
-        self._epoch_order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self._epoch = -1
+        self._order = np.zeros(0, np.int32)  # the bins of that epoch, shuffled
+        self._shuffled: dict[int, np.ndarray] = {}  # rows of the buckets that it has met so far
         self.bins_per_epoch = int(self._bins.sum())
         self.utterances = len(rows)
         self.seconds = float(lengths.sum())
@@ -114,18 +117,45 @@ class Plan:
     def bin(self, number: int) -> Bin:
         """Bin ``number`` of the endless stream."""
         epoch, place = divmod(number, self.bins_per_epoch)
-        if self._epoch_order[0] != epoch:
-            self._epoch_order = (epoch, self._shuffle(self.bins_per_epoch, epoch, 0))
-        index = int(self._epoch_order[1][place])
-        bucket = int(self._bucket_of_bin[index])
-        part, parts = index - int(self._first_bin[bucket]), int(self._bins[bucket])
-        start, size = int(self._edges[bucket]), int(self._edges[bucket + 1] - self._edges[bucket])
-        shuffled = self._shuffle(size, epoch, bucket + 1)
-        rows = self._rows[start + shuffled[part * size // parts : (part + 1) * size // parts]]
+        if self._epoch != epoch:
+            order = self._shuffle(self.bins_per_epoch, epoch, 0)
+            self._epoch, self._order, self._shuffled = epoch, order.astype(np.int32), {}
+        index = int(self._order[place])
+        bucket = int(np.searchsorted(self._first_bin, index, side="right")) - 1
+        shuffled = self._bucket(bucket)
+        part, parts, size = index - int(self._first_bin[bucket]), self._bins[bucket], len(shuffled)
+        rows = shuffled[part * size // parts : (part + 1) * size // parts].astype(np.int64)
         stream = np.uint64(key(self._base, epoch))
         keys = (mix(stream ^ mix(rows.astype(np.uint64))) >> np.uint64(1)).astype(np.int64)
         shortest, longest = float(self._shortest[bucket]), float(self._longest[bucket])
         return Bin(number, epoch, rows, keys, key(self._base, number, 1), shortest, longest)
+
+    def _bucket(self, bucket: int) -> np.ndarray:
+        """Rows of a bucket in the order of this epoch; sorting 100,000 for every bin takes 9 ms."""
+        if bucket not in self._shuffled:
+            rows = self._rows[self._edges[bucket] : self._edges[bucket + 1]]
+            self._shuffled[bucket] = rows[self._shuffle(len(rows), self._epoch, bucket + 1)]
+        return self._shuffled[bucket]
+
+    def portion(self, seconds: float) -> int:
+        """How many bins hold about so much audio: a number that many processes can share.
+
+        That is, of the numbers within an eighth of the exact one, that which can be halved most
+        often; or, where that is no multiple of 8, within a third. So it is a multiple of 8, or of
+        few bins a power of two. It does not depend on the processes at hand: a run that goes on
+        with more of them must hear the same.
+        """
+        wanted = max(1.0, seconds / (self.seconds / self.bins_per_epoch))
+        best = 1
+        for slack in (1 / 8, 1 / 3):
+            low, high = wanted * (1 - slack), wanted * (1 + slack)
+            for exponent in range(int(wanted).bit_length(), -1, -1):
+                best = max(1, round(wanted / 2**exponent)) << exponent
+                if low <= best <= high:
+                    break
+            if best % 8 == 0:
+                return best
+        return best
 
     def _shuffle(self, size: int, epoch: int, stream: int) -> np.ndarray:
         counter = np.arange(size, dtype=np.uint64)

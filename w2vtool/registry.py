@@ -36,6 +36,10 @@ BUILT_IN = {
     "extract": ("w2vtool.tasks.extract:TASK", "Write the features of chosen layers."),
     "import": ("w2vtool.tasks.import_model:TASK", "Take over a fairseq, HF or torchaudio model."),
     "export": ("w2vtool.tasks.export_model:TASK", "Write a model for fairseq, HF or torchaudio."),
+    "bench pretrain": ("w2vtool.tasks.bench:PRETRAIN", "Time pre-training on this machine."),
+    "bench finetune": ("w2vtool.tasks.bench:FINETUNE", "Time CTC training on this machine."),
+    "bench extract": ("w2vtool.tasks.bench:EXTRACT", "Time feature extraction on this machine."),
+    "bench data": ("w2vtool.tasks.bench:DATA", "Time reading and masking audio on this machine."),
     "run": ("w2vtool.tasks.run:TASK", "Run the pipeline of a recipe, skipping what is done."),
 }
 COMMANDS = {

@@ -32,8 +32,12 @@ class Config(BaseModel):
         given = dict(given)
         for name, field in cls.model_fields.items():
             if isinstance(field.default, Config) and isinstance(given.get(name), dict):
-                given[name] = _over(field.default.model_dump(exclude_unset=True), given[name])
+                given[name] = field.default._beneath(given[name])
         return given
+
+    def _beneath(self, given: dict[str, Any]) -> dict[str, Any]:
+        """``given`` with what this default says where it is silent."""
+        return _over(self.model_dump(exclude_unset=True), given)
 
 
 def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -242,9 +246,10 @@ class TextConfig(Config):
     """How transcripts become tokens."""
 
     case: Literal["upper", "lower", "keep"] = knob("upper", "Case that transcripts are brought to.")
-    tokens: Literal["letters", "from-text", "sentencepiece"] = knob(
+    tokens: Literal["letters", "from-text", "sentencepiece", "checkpoint"] = knob(
         "letters",
-        "Units: fairseq's 28 English letters, the letters of the training text, or SentencePiece.",
+        "Units: fairseq's 28 English letters, the letters of the training text, SentencePiece, or "
+        "those of model.init.",
     )
     sentencepiece: Path | None = knob(None, "SentencePiece model, for tokens: sentencepiece.")
 
@@ -326,6 +331,35 @@ class OptimConfig(Config):
     )
 
 
+class GuardConfig(Config):
+    """When updates are skipped and undone, and when alarms ring."""
+
+    spike_factor: float = knob(
+        10.0,
+        "An update is skipped when its gradient norm is over this many times the usual one, an "
+        "average over the last 100 or so that were not skipped; 0 is off.",
+        ge=0,
+    )
+    spike_warmup: int = knob(100, "Updates that are learned from before spikes are judged.", ge=1)
+    patience: int = knob(
+        20, "Updates skipped in a row, after which the weights go back to a checkpoint.", ge=1
+    )
+    rollbacks: int = knob(3, "How often they may go back before the run ends.", ge=0)
+    collapse: float = knob(
+        1.5, "Codewords in use per group of the quantizer, below which it has collapsed.", ge=1
+    )
+    alarms_after: float = knob(
+        0.25,
+        "Share of the updates (20,000 at most) after which a loss at chance and empty transcripts "
+        "are alarming.",
+        ge=0,
+        le=1,
+    )
+    bad_share: float = knob(
+        0.01, "Share of the utterances met that may be unreadable; nine always may.", ge=0, le=1
+    )
+
+
 class LoopConfig(Config):
     """How long and in what portions a training task runs."""
 
@@ -339,9 +373,16 @@ class LoopConfig(Config):
     )
     bins: int = knob(
         64,
-        "Micro-batches in one update, spread over the processes.",
-        ge=1,
+        "Micro-batches in one update, spread over the processes; 0 asks batch_hours.",
+        ge=0,
         source="fairseq GPUs × update_freq",
+    )
+    batch_hours: float | None = knob(
+        None,
+        "Audio in one update, instead of bins: a round number of micro-batches that comes near it.",
+        unit="h",
+        gt=0,
+        source="paper §4.2: 1.6 h (BASE), 2.7 h (LARGE)",
     )
     min_seconds: float = knob(0.5, "Shorter utterances are left out.", unit="s", ge=0.025)
     max_seconds: float = knob(
@@ -364,3 +405,35 @@ class LoopConfig(Config):
     valid_every: int = knob(1000, "Updates between validations.", ge=1)
     save_every: int = knob(1000, "Updates between checkpoints.", ge=1)
     keep: int = knob(2, "Newest checkpoints that are kept.", ge=2)
+    bad_files: Literal["replace", "stop"] = knob(
+        "replace",
+        "What to do about audio that cannot be read in training: let another utterance stand in "
+        "for it, or stop.",
+    )
+    guard: GuardConfig = knob(GuardConfig(), "What is skipped, undone and warned of.")
+    tensorboard: bool = knob(
+        False, "Write events for TensorBoard, which w2vtool[tensorboard] installs."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hours_alone(cls, given: Any) -> Any:
+        """``batch_hours`` alone means no number of bins, not the default one."""
+        if isinstance(given, dict) and given.get("batch_hours") is not None:
+            return {"bins": 0, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if bool(self.bins) == bool(self.batch_hours):
+            raise ValueError(
+                "one of bins and batch_hours says how large an update is, the other is 0 or null; "
+                f"bins is {self.bins}, batch_hours {self.batch_hours or 'null'}"
+            )
+        return self
+
+    def _beneath(self, given: dict[str, Any]) -> dict[str, Any]:
+        merged = super()._beneath(given)
+        if given.get("batch_hours") is not None and "bins" not in given:
+            merged["bins"] = 0  # a task's own default
+        return merged

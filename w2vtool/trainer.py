@@ -8,18 +8,20 @@ the plan, and all that is not in the weights is in the checkpoint's state, so th
 the run that never stopped, its metrics included.
 
 Why nothing waits for the device between two lines of metrics: counts, skipped updates and what
-signals ask for are added up there, and read when a line is due (signals: one update later).
+signals ask for are added up there, and read when a line is due (signals, and how many updates in a
+row were skipped: one update later).
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGINT, SIGTERM
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +30,14 @@ from w2vtool import checkpoint
 from w2vtool.batches import Batch
 from w2vtool.device import add_up, add_up_gradients, autocast
 from w2vtool.errors import CheckpointError, Stopped
-from w2vtool.feed import BinNumbers, Pass, Split, loader_errors, read
+from w2vtool.feed import BinNumbers, Pass, Split, check_files, loader_errors, read
+from w2vtool.guards import GuardConfig, Guards, Later, Quarantine
 from w2vtool.losses import Loss
-from w2vtool.metrics import Ratios, Recorder, Report
+from w2vtool.metrics import Alarms, Ratios, Recorder, Report, wrong_in_validation
 from w2vtool.optim import adamw, learning_rate
 from w2vtool.run import jsonable
 from w2vtool.schema import LoopConfig, OptimConfig
+from w2vtool.sinks import outlets
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,7 @@ class Objective(Protocol):
     """What is minimised. ``model`` is in training mode, or in evaluation mode for validation.
 
     With a method ``prepare(model, step)``, that is called before each update: to freeze and thaw.
+    With a number ``chance``, the loss ``contrastive`` of guessing, staying there is an alarm.
     """
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> Loss:
@@ -65,6 +70,9 @@ class Training:
     rank: int = 0
     world: int = 1
     best_metric: str = "loss"
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    bad_files: Literal["replace", "stop"] = "replace"
+    tensorboard: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)  # of the weights it starts from
     done: int = 0
     saved: int = 0  # the step of the newest checkpoint
@@ -72,6 +80,7 @@ class Training:
     best: float = math.inf
     best_step: int | None = None
     validated: dict[str, float] = field(default_factory=dict)  # the last validation
+    waited: float = 0.0  # seconds for batches, by this process
 
     def __post_init__(self) -> None:
         self.model.to(self.device)
@@ -80,13 +89,19 @@ class Training:
         # seconds of audio heard and updates skipped, by all processes
         self.tally = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.wishes = torch.zeros(3, dtype=torch.float64)  # SIGTERM, SIGINT, save
-        self._copied: tuple[Tensor, torch.cuda.Event] | None = None
+        self._asked = Later(0.0, 0.0, 0.0)
+        self.guards, self.alarms = Guards(self.guard, self.device), Alarms()
+        self.quarantine = Quarantine(
+            self.train.manifest, self.folder.parent, self.device, rank=self.rank
+        )
         if self.valid is not None:
             self.valid_pass = Pass(self.valid, self.loop, self.rank, self.world)
 
     def save(self) -> None:
         """Write a checkpoint (rank 0), keep the newest few and the best; all processes call it."""
         seconds, skipped = self.tally.tolist()
+        scheduled = self.done % self.loop.save_every == 0 or self.done == self.best_step
+        self.quarantine.meet()
         state = {
             "seconds": seconds,
             "skipped": int(skipped),
@@ -95,6 +110,8 @@ class Training:
             "best": self.best,
             "best_step": self.best_step,
             "validated": self.validated,
+            "guards": self.guards.state(self.done, scheduled=scheduled),
+            "quarantine": self.quarantine.state(),
             "seed": self.loop.seed,
             "manifest": self.train.manifest.sha256,
             "history": self.history,
@@ -111,7 +128,13 @@ class Training:
             optimizer=self.optimizer,
             state=jsonable(state),
         )
-        checkpoint.prune(self.folder, self.loop.keep)
+        checkpoint.prune(self.folder, self._keep())
+
+    def _keep(self) -> int:
+        """How many of the newest checkpoints stay: all that may be gone back to are among them."""
+        oldest = min(self.guards.anchors, default=self.done)
+        names = {path.name for path in self.folder.glob("step-*")} | {f"step-{self.done:08d}"}
+        return max(self.loop.keep, sum(name >= f"step-{oldest:08d}" for name in names))
 
     def resume(self) -> None:
         """Go back to the newest checkpoint that verifies; without any, start at 0.
@@ -129,8 +152,7 @@ class Training:
                 where=str(loaded.path),
                 hint="resume with the settings of the first run, or start a new one",
             )
-        checkpoint.load_weights(self.model, loaded.weights, str(loaded.path))
-        checkpoint.load_optimizer(loaded.path, self.model, self.optimizer)
+        self._load(loaded)
         try:
             self._take(loaded.state)
         except (KeyError, TypeError, ValueError) as exc:
@@ -141,6 +163,34 @@ class Training:
             if loaded.state[key] != now:
                 log.warning("%s has changed since %s was saved", key, loaded.path)
         log.info("resumed at update %d from %s", self.done, loaded.path)
+
+    def _load(self, loaded: checkpoint.Checkpoint) -> None:
+        checkpoint.load_weights(self.model, loaded.weights, str(loaded.path))
+        checkpoint.load_optimizer(loaded.path, self.model, self.optimizer)
+
+    def roll_back(self) -> None:
+        """Take the weights and the optimizer of an older checkpoint; the data and the rate go on.
+
+        Why the data does: what spoilt the weights would come again. Raises Diverged when there is
+        no checkpoint to go back to, or that was done too often.
+        """
+        while True:
+            step = self.guards.anchor(self.done)
+            try:
+                loaded = checkpoint.load(self.folder / f"step-{step:08d}")
+            except CheckpointError as exc:
+                log.warning("%s: %s; taking another one", exc.where, exc.what)
+                self.guards.anchors.remove(step)
+            else:
+                break
+        self._load(loaded)
+        self.guards.went_back(loaded.state["guards"])
+        log.warning(
+            "update %d: %d updates in a row were skipped; the weights are those of update %d again",
+            self.done,
+            self.guard.patience,
+            step,
+        )
 
     def _take(self, state: Mapping[str, Any]) -> None:
         """Be as far as ``state`` says; JSON has null for NaN and infinity."""
@@ -157,16 +207,45 @@ class Training:
         self.best = math.inf if state["best"] is None else float(state["best"])
         self.best_step = state["best_step"]
         self.validated = {name: _number(value) for name, value in state["validated"].items()}
+        self.guards.take(state["guards"])
+        self.quarantine.take(state["quarantine"])
 
     def update(self, batches: Iterator[Batch], stop: Any) -> Tensor | None:
         """One optimizer update; gives the gradient norm.
 
-        A gradient that is not finite changes nothing but the count of skipped updates; that is
+        A gradient that is not finite, or a spike, changes nothing but what is counted; that is
         decided on the device (``found_inf`` of the fused optimizer), without asking it. Alone, a
         process leaves in the middle of an update when a signal comes: None, as if never begun.
         """
         self._prepare()
-        before, heard = Ratios(self.window.sums), 0.0
+        sums = self._accumulate(batches, stop)
+        if sums is None:
+            return None
+        add_up_gradients(self.model)
+        shared = add_up(torch.cat([sums, self._wish(stop)]))
+        trained = [p for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in trained if p.grad is not None]
+        torch._foreach_div_(gradients, shared[0].clamp(min=1).float())
+        norm = nn.utils.get_total_norm(gradients)
+        if self.optim.clip:
+            nn.utils.clip_grads_with_norm_(trained, self.optim.clip, norm)
+        skip = self.guards.judge(norm, len(gradients))
+        self.optimizer.found_inf = skip  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.tally += torch.stack([shared[1], skip.double()])
+        self.quarantine.counts += shared[2:4]
+        self._heed(shared[4:])
+        self.done += 1
+        return norm
+
+    def _accumulate(self, batches: Iterator[Batch], stop: Any) -> Tensor | None:
+        """Gradients of this process's micro-batches; gives their count, seconds, rows, lost rows.
+
+        None when a signal came.
+        """
+        before, lost = Ratios(self.window.sums), list[tuple[int, str]]()
+        heard, rows = 0.0, 0
         count: Tensor | float = 0.0
         for _ in range(self.rank, self.loop.bins, self.world):
             if self.world == 1 and stop.signal:
@@ -174,8 +253,11 @@ class Training:
                 self.window = before
                 self._heed(self._wish(stop))
                 return None
+            began = time.monotonic()
             batch = next(batches)
+            self.waited += time.monotonic() - began
             heard += batch.seconds  # before it is on the device, which would have to be asked
+            rows, lost = rows + len(batch.rows), lost + list(batch.lost)
             batch = batch.to(self.device)
             torch.manual_seed(batch.key)  # dropout: the same wherever and whenever this bin runs
             with autocast(self.device, self.loop.precision):
@@ -183,25 +265,11 @@ class Training:
             loss.total.backward()
             count = count + loss.count
             self.window.add(loss)
-        add_up_gradients(self.model)
-        sums = torch.tensor([0.0, heard], dtype=torch.float64).to(self.device, non_blocking=True)
-        shared = torch.cat([sums, self._wish(stop)])
-        shared[0] += count
-        add_up(shared)
-        trained = [p for p in self.model.parameters() if p.grad is not None]
-        gradients = [p.grad for p in trained if p.grad is not None]
-        torch._foreach_div_(gradients, shared[0].clamp(min=1).float())
-        norm = nn.utils.get_total_norm(gradients)
-        if self.optim.clip:
-            nn.utils.clip_grads_with_norm_(trained, self.optim.clip, norm)
-        skip = (~torch.isfinite(norm)).float()
-        self.optimizer.found_inf = skip  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.tally += torch.stack([shared[1], skip.double()])
-        self._heed(shared[2:])
-        self.done += 1
-        return norm
+        self.quarantine.met(lost)
+        mine = torch.tensor([0.0, heard, rows, len(lost)], dtype=torch.float64)
+        sums = mine.to(self.device, non_blocking=True)
+        sums[0] += count
+        return sums
 
     def _prepare(self) -> None:
         """Set the learning rate, and let the objective freeze or thaw parts of the model."""
@@ -226,13 +294,7 @@ class Training:
     def _heed(self, wishes: Tensor) -> None:
         """Take note of what was asked of any process; from CUDA, of the time before this one."""
         if wishes.device.type == "cuda":
-            event = torch.cuda.Event()
-            later, wishes = wishes.to("cpu", non_blocking=True), torch.zeros(3, dtype=torch.float64)
-            event.record()
-            if self._copied is not None:
-                self._copied[1].synchronize()
-                wishes = self._copied[0]
-            self._copied = (later, event)
+            wishes = torch.tensor(self._asked.swap(wishes), dtype=torch.float64)
         self.wishes = torch.maximum(self.wishes, wishes)
 
     def evaluate(self, stop: Any) -> dict[str, float] | None:
@@ -259,7 +321,9 @@ class Training:
         if values is None:
             return False
         self.due, self.validated = False, values
-        recorder.metrics(self.done, {f"valid/{name}": value for name, value in values.items()})
+        alarms = self.alarms.ring(recorder, self.done, wrong_in_validation(self, values))
+        named = {f"valid/{name}": value for name, value in values.items()}
+        recorder.metrics(self.done, {**named, **alarms})
         if not values[self.best_metric] <= self.best or math.isinf(values[self.best_metric]):
             return False
         self.best, self.best_step = values[self.best_metric], self.done
@@ -274,12 +338,26 @@ def train(job: Training, recorder: Recorder) -> dict[str, float]:
     """Run ``job`` to its last update; gives the last validation.
 
     A checkpoint is written every ``save_every`` updates, at the best step, at the end, and when a
-    signal asks for it. Raises Stopped after saving, when that signal was one to stop.
+    signal asks for it. Raises Stopped after saving, when that signal was one to stop; DataError
+    when files cannot be read, Diverged when updates are skipped again and again.
     """
+    if job.valid is not None and job.rank == 0:
+        check_files(job.valid)
+    with loader_errors(), outlets(job, recorder) as out:
+        return _train(job, out)
+
+
+def _train(job: Training, recorder: Recorder) -> dict[str, float]:
     loop = job.loop
-    with loader_errors(), recorder.progress(loop.updates, job.spec.kind, "updates") as bar:
+    with recorder.progress(loop.updates, job.spec.kind, "updates") as bar:
         numbers = BinNumbers(job.done, loop.updates, loop.bins, job.rank, job.world)
-        batches = read(job.train, numbers, loop, pin=job.device.type == "cuda")
+        batches = read(
+            job.train,
+            numbers,
+            loop,
+            pin=job.device.type == "cuda",
+            stand_in=job.bad_files == "replace",
+        )
         report = Report(job, recorder, bar)
         job.model.train()
         while True:
@@ -298,6 +376,8 @@ def train(job: Training, recorder: Recorder) -> dict[str, float]:
                 return job.validated
             norm = job.update(batches, recorder.stop)
             if norm is not None:
+                if job.guards.impatient:
+                    job.roll_back()
                 report.after(norm)
                 last = job.done >= loop.updates
                 job.due = job.valid is not None and (job.done % loop.valid_every == 0 or last)

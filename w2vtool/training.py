@@ -38,6 +38,12 @@ from w2vtool.splits import open_split
 from w2vtool.text import Case, Tokens, frames_needed, normalize
 
 SHOWN_PROBLEMS = 20
+# What pre-training heard in the paper (§4.2): updates × hours an update, by width of the network.
+PAPER_HOURS = {768: ("BASE", 400_000 * 1.6), 1024: ("LARGE", 250_000 * 2.7)}
+# Below this much audio an update, pre-training of BASE was unstable: with 87.5 s it went well only
+# at a rate of 7e-6, 70 times below the paper's, while 150 s took what the square root of the size
+# allows (Vaessen & van Leeuwen 2024, arXiv 2402.13723, and the table of rates beside their code).
+STABLE_SECONDS = 150
 
 
 class Folder(metrics.Recorder, Protocol):
@@ -70,7 +76,7 @@ def start(loop: LoopConfig, run: Folder) -> Iterator[Place]:
     """Choose the device, and join the other processes if there are any."""
     chosen = device.choose(loop.device)
     with device.processes(chosen) as (rank, world):
-        if loop.bins % world:
+        if loop.bins % world:  # 0 where batch_hours is to say: see portions
             raise ConfigError(
                 f"loop.bins = {loop.bins} micro-batches cannot be spread over {world} processes",
                 hint=f"use a multiple of {world}",
@@ -113,7 +119,7 @@ def initial(
             "the checkpoint was trained with another vocabulary\n"
             f"  checkpoint: {' '.join(old)}\n  this run:   {' '.join(new)}",
             where=str(source.path),
-            hint="use the checkpoint's text section; or fresh_head=true, to learn a new head",
+            hint="text.tokens=checkpoint keeps its own; fresh_head=true learns a new head",
         )
     body = {k: v for k, v in source.weights.items() if k.startswith("wav2vec2.")}
     return Start(spec, source.weights if same else body, lineage(source))
@@ -170,8 +176,17 @@ def manifests(
     }
 
 
-def tokens(text: TextConfig, manifest: Manifest) -> Tokens:
-    """The vocabulary that the ``text`` section asks for."""
+def tokens(text: TextConfig, manifest: Manifest, init: Path | None = None) -> Tokens:
+    """The vocabulary that the ``text`` section asks for; ``init`` is the checkpoint to start from.
+
+    Raises ConfigError when it cannot be had.
+    """
+    if text.tokens == "checkpoint":
+        found = checkpoint.load(init).spec.tokens if init else None
+        if found is None:
+            what = "text.tokens is checkpoint, and model.init is not a CTC model"
+            raise ConfigError(what, where=str(init) if init else "model.init")
+        return found
     if text.tokens == "sentencepiece":
         if text.sentencepiece is None:
             raise ConfigError("text.tokens is sentencepiece, and text.sentencepiece is not given")
@@ -232,6 +247,26 @@ def split(manifest: Manifest, loop: LoopConfig, collate: Collate, *, crop: bool)
     return Split(manifest, plan, collate)
 
 
+def portions(loop: LoopConfig, plan: Plan, world: int) -> LoopConfig:
+    """``loop`` with the number of bins that ``batch_hours`` asks for, if it does.
+
+    The number follows from the plan and ``batch_hours`` alone, so that a run goes on bit by bit
+    where another number of processes continues it. Raises ConfigError when they cannot share it.
+    """
+    if loop.batch_hours is None:
+        return loop
+    bins = plan.portion(loop.batch_hours * 3600)
+    if bins % world:
+        mean = plan.seconds / plan.bins_per_epoch
+        raise ConfigError(
+            f"loop.batch_hours = {loop.batch_hours} is {bins} micro-batches of {mean:.0f} s, which "
+            f"cannot be spread over {world} processes",
+            hint="lower loop.bin_seconds, so that there are more; or say how many: "
+            f"loop.batch_hours=null loop.bins={max(1, round(bins / world)) * world}",
+        )
+    return loop.model_copy(update={"bins": bins})
+
+
 def fit(
     run: Folder,
     place: Place,
@@ -245,6 +280,7 @@ def fit(
     best_metric: str,
 ) -> dict[str, Any]:
     """Train in the run folder, go on there with ``--resume``, and give a summary."""
+    loop = portions(loop, splits["train"].plan, place.world)
     job = trainer.Training(
         model=model,
         spec=start.spec,
@@ -259,6 +295,9 @@ def fit(
         rank=place.rank,
         world=place.world,
         best_metric=best_metric,
+        guard=loop.guard,
+        bad_files=loop.bad_files,
+        tensorboard=loop.tensorboard,
     )
     if run.resume:
         job.resume()
@@ -306,8 +345,6 @@ def describe(
 ) -> None:
     """Say once what will be done."""
     parameters = sum(p.numel() for p in job.model.parameters())
-    plan = splits["train"].plan
-    per_update = plan.seconds / plan.bins_per_epoch * job.loop.bins
     run.say(
         f"{job.spec.kind}: {parameters / 1e6:.2f} M parameters on {job.device} "
         f"({job.loop.precision}, {job.world} process{'es' if job.world > 1 else ''})"
@@ -320,12 +357,39 @@ def describe(
             f"{name}: {part.plan.utterances} utterances, {part.plan.seconds / 3600:.2f} h"
             f" in {part.plan.bins_per_epoch} bins{left_out}"
         )
-    run.say(
-        f"{job.loop.updates} updates of {per_update:.0f} s: "
-        f"{per_update * job.loop.updates / 3600:.1f} h will be heard"
-        + (f"; going on at update {job.done}" if job.done else "")
-    )
+    for line in heard(job, splits["train"].plan):
+        run.say(line)
     run.note(
         parameters=parameters,
+        bins=job.loop.bins,
         manifests={name: part.manifest.sha256 for name, part in splits.items()},
     )
+
+
+def heard(job: trainer.Training, plan: Plan) -> Iterator[str]:
+    """How much audio an update and the run will hear; for pre-training, what the paper's heard.
+
+    Why: the quality of what is learned depends mainly on the hours heard, size of an update times
+    updates, down to a size below which training is unstable (arXiv 2402.13723).
+    """
+    loop, width = job.loop, job.spec.architecture.width
+    pretraining = job.spec.kind == "pretrain"
+    seconds = plan.seconds / plan.bins_per_epoch * loop.bins
+    name, paper = PAPER_HOURS[max((w for w in PAPER_HOURS if w <= width), default=768)]
+    yield (
+        f"{loop.updates} updates of {_duration(seconds)} "
+        f"({loop.bins} bins, {loop.bins // job.world} a process): "
+        f"{seconds * loop.updates / 3600:,.1f} h will be heard"
+        + (f" (the paper's {name}: {paper:,.0f} h)" if pretraining else "")
+        + (f"; going on at update {job.done}" if job.done else "")
+    )
+    if pretraining and seconds < STABLE_SECONDS and width >= min(PAPER_HOURS):
+        yield (
+            f"warning: an update hears {_duration(seconds)}; with less than {STABLE_SECONDS} s, "
+            "pre-training of this size is unstable unless the rate is very low: "
+            "raise loop.batch_hours or loop.bins, which costs time and no memory"
+        )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.2f} h"

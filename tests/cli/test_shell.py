@@ -520,3 +520,9 @@ def test_errors_on_other_ranks_say_which_rank(cli: Any) -> None:
     assert "several processes without a recipe" in cli("toy", "count=1", env=env).err
     quiet = cli("toy", "three.yaml", "count=1", "--run-dir", "r", env=env)
     assert quiet.code == 2 and "no such recipe" in quiet.err
+
+
+def test_help_shows_the_default_that_the_task_has_not_that_of_the_section_alone(cli: Any) -> None:
+    shown = " ".join(cli("finetune-ctc", "--help").out.split())
+    assert "[loop.updates; default 80000]" in shown
+    assert "[loop.updates; default 400000]" in " ".join(cli("pretrain", "--help").out.split())

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -20,13 +25,7 @@ ROOT = Path(__file__).parents[2]
 # What torchrun starts twice: pre-training, CTC, and CTC again with a signal for one process only.
 SCRIPT = """
 import os, signal, sys, time
-import torch.distributed as dist
 from w2vtool import cli, trainer
-
-# what torchrun gives its processes to meet with serves for one meeting: join once, leave at the end
-join, leave = dist.init_process_group, dist.destroy_process_group
-dist.init_process_group = lambda *words: dist.is_initialized() or join(*words)
-dist.destroy_process_group = lambda: None
 
 def run(*words):
     try:
@@ -45,7 +44,6 @@ def update(self, batches, stop):
     return real(self, batches, stop)
 trainer.Training.update = update
 codes.append(run("finetune-ctc", recipe, "--work", work + "-stopped"))
-leave()
 with open(f"{work}-rank{os.environ['RANK']}.txt", "w") as file:
     print(codes, file=file)
 """
@@ -115,6 +113,69 @@ def test_one_process_goes_on_where_two_were_stopped(
         (newest(run / "finetune-ctc") / "model.safetensors").read_bytes() for run in (work, two[1])
     ]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_a_run_whose_processes_are_killed_at_random_is_restarted_and_ends_as_if_alone(
+    two: tuple[Path, Path], w2v: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The command of the docs, which says --resume from the first: then there is nothing yet."""
+    settings = ("loop.updates=60", "loop.save_every=3", "loop.valid_every=20", "loop.log_every=5")
+    words = ("finetune-ctc", two[0], *settings, "--run-dir")
+    assert w2v(*words, tmp_path / "alone").code == 0
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=9"]
+    random, run = Random(0), tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-m", *launcher, "-m", "w2vtool", *map(str, (*words, run)), "--resume"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as torchrun:
+        drain = ThreadPoolExecutor(1).submit(torchrun.communicate)
+        for step in sorted(random.sample(range(3, 55), 4)):
+            wait(lambda step=step: saved(run) >= step, torchrun)
+            time.sleep(random.uniform(0, 0.1))
+            rank = random.randrange(2)
+            wait(lambda rank=rank: rank in ranks(torchrun.pid), torchrun)
+            os.kill(ranks(torchrun.pid)[rank], signal.SIGKILL)
+        err = drain.result(timeout=200)[1]
+    assert torchrun.returncode == 0, err
+    assert json.loads((run / "run.json").read_text())["resumed_from"]
+    alone, restarted = newest(tmp_path / "alone"), newest(run)
+    assert restarted.name == "step-00000060"
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (alone / name).read_bytes() == (restarted / name).read_bytes()
+    losses = [
+        [(row["step"], row["valid/loss"]) for row in rows(path) if "valid/loss" in row]
+        for path in (run, tmp_path / "alone")
+    ]
+    assert losses[0] == [(step, pytest.approx(loss)) for step, loss in losses[1]]
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved(run: Path) -> int:
+    """The step of the newest checkpoint."""
+    return max((int(path.name[5:13]) for path in run.glob("checkpoints/step-*")), default=0)
+
+
+def ranks(torchrun: int) -> dict[int, int]:
+    """The processes that torchrun started, by rank."""
+    found = {}
+    for child in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split():
+        with contextlib.suppress(OSError):  # it has just ended
+            told = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            found.update({int(line[5:]): int(child) for line in told if line[:5] == b"RANK="})
+    return found
+
+
+def wait(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not there():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def test_bins_that_cannot_be_spread_are_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -153,6 +154,93 @@ def test_a_bad_file_is_the_same_error_from_a_worker_as_without(
     assert "gone.wav" in caught.value.where
     assert "(gone)" in caught.value.where
     assert "Traceback" not in str(caught.value)
+
+
+# -- rows that cannot be read ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def holes(manifest: Manifest, tmp_path: Path) -> Callable[[set[int]], Manifest]:
+    """The same corpus, with the same hash, without the files of these rows."""
+
+    def without(rows: set[int]) -> Manifest:
+        found = [
+            dataclasses.replace(row, audio="gone.wav") if number in rows else row
+            for number, row in enumerate(manifest.rows)
+        ]
+        return dataclasses.replace(manifest, rows=found)
+
+    return without
+
+
+Holes = Callable[[set[int]], Manifest]
+
+
+@pytest.mark.parametrize("collate", [pretraining(), ctc()])
+def test_where_everything_can_be_read_nothing_stands_in(
+    manifest: Manifest, collate: Collate
+) -> None:
+    made = plan(manifest, crop=False, max_seconds=1.5)
+    numbers = range(made.bins_per_epoch)
+    plain = digest(load(manifest, made, collate, numbers))
+    assert digest(load(manifest, made, collate, numbers, stand_in=True)) == plain
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on one core
+@pytest.mark.parametrize("collate", [pretraining(), ctc()])
+def test_what_stands_in_is_the_same_whoever_loads_it(holes: Holes, collate: Collate) -> None:
+    broken = holes({2, 3, 11, 17})
+    made = plan(broken, crop=False, max_seconds=1.5)
+    numbers = range(3 * made.bins_per_epoch)
+    want = digest(load(broken, made, collate, numbers, stand_in=True))
+    for options in ({"cache_megabytes": 9}, {"workers": 2}):
+        assert digest(load(broken, made, collate, numbers, stand_in=True, **options)) == want
+    rest = list(load(broken, made, collate, numbers, stand_in=True))[5:]
+    assert digest(load(broken, made, collate, numbers[5:], stand_in=True)) == digest(rest)
+
+
+def test_the_next_row_of_the_bin_that_can_be_read_stands_in_under_the_lost_ones_key(
+    holes: Holes,
+) -> None:
+    made = plan(holes(set()), bin_seconds=9.0)
+    own = made.bin(0)
+    rows = own.rows.tolist()
+    assert len(rows) >= 5
+    broken = holes({rows[1], rows[2], rows[-1]})
+    (batch,) = load(broken, made, pretraining(), [0], stand_in=True)
+    assert batch.rows == [rows[0], rows[3], rows[3], *rows[3:-1], rows[0]]
+    assert batch.key_B.tolist() == own.keys.tolist()
+    assert batch.key == own.key
+    assert sorted(batch.lost) == sorted(
+        (row, "no such file") for row in (rows[1], rows[2], rows[-1])
+    )
+    twice = batch.wave_BS[1:4]
+    assert not torch.equal(twice[0], twice[1]), "the same utterance, cropped elsewhere"
+    (whole,) = load(holes(set()), made, pretraining(), [0])
+    for place in (0, 3, 4):
+        assert torch.equal(batch.wave_BS[place], whole.wave_BS[place]), "the others are as ever"
+
+
+def test_where_a_whole_bin_is_lost_the_next_one_stands_in_under_other_keys(holes: Holes) -> None:
+    made = plan(holes(set()))
+    lost = {*made.bin(0).rows.tolist(), *made.bin(1).rows.tolist()}
+    later = next(n for n in range(2, 9) if not lost >= set(made.bin(n).rows.tolist()))
+    broken = holes(lost)
+    first, second = load(broken, made, pretraining(), [0, 1], stand_in=True)
+    assert first.rows == second.rows == made.bin(later).rows.tolist()
+    assert {row for row, _ in first.lost} == lost
+    keys = [batch.key_B.tolist() for batch in (first, second)]
+    assert keys[0] != keys[1]
+    assert made.bin(later).keys.tolist() not in keys
+    assert (first.key, second.key) == (made.bin(0).key, made.bin(1).key)
+    assert (first.key_B >= 0).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_where_nothing_can_be_read_any_more_that_is_an_error(holes: Holes, workers: int) -> None:
+    broken = holes(set(range(24)))
+    with pytest.raises(DataError, match="no such file"):
+        list(load(broken, plan(broken), pretraining(), range(3), workers=workers, stand_in=True))
 
 
 UNCAUGHT = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import toys
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from w2vtool import checkpoint, optim
+from w2vtool import checkpoint, optim, sealed
 from w2vtool.checkpoint import Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.model.heads import CtcModel
@@ -76,7 +77,7 @@ def test_a_save_that_fails_leaves_nothing(
         if next(calls) == fails_at:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", fsync)
+    monkeypatch.setattr(sealed.os, "fsync", fsync)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(tmp_path, 2, small(), SPEC)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
@@ -127,18 +128,33 @@ def test_any_changed_byte_is_found_and_the_older_one_taken(
         path.write_bytes(content)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_any_cut_file_is_found_and_named(whole: Path, data: st.DataObject) -> None:
+def test_any_file_of_another_length_is_found_and_named_and_the_older_one_taken(
+    whole: Path, data: st.DataObject
+) -> None:
     newest = whole / "step-00000002"
     path = data.draw(st.sampled_from(sorted(newest.iterdir())))
     content = path.read_bytes()
+    cut = st.integers(0, len(content) - 1).map(lambda length: content[:length])
+    grown = st.binary(min_size=1, max_size=9).map(lambda more: content + more)
     try:
-        path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+        path.write_bytes(data.draw(cut | grown))
         with pytest.raises(CheckpointError, match=f"damaged checkpoint.*{path.name}"):
             checkpoint.load(newest)
+        assert checkpoint.load(whole).path.name == "step-00000001"
     finally:
         path.write_bytes(content)
+
+
+def test_files_of_different_checkpoints_are_not_mixed(whole: Path, tmp_path: Path) -> None:
+    one, other = whole / "step-00000001", whole / "step-00000002"
+    for name in ("state.json", "MANIFEST.json"):  # the weights of both are equal
+        mixed = tmp_path / name / "step-00000002"
+        shutil.copytree(other, mixed)
+        shutil.copy(one / name, mixed / name)
+        with pytest.raises(CheckpointError, match=r"state\.json has another SHA-256"):
+            checkpoint.load(mixed)
 
 
 @pytest.mark.parametrize(
@@ -167,9 +183,31 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
         checkpoint.save(tmp_path, step, small(), SPEC, state=state)
         checkpoint.prune(tmp_path, 2)
     assert steps(tmp_path) == [2, 5, 6]
-    assert checkpoint.best_step(tmp_path) == 2
+    assert checkpoint.best_steps(tmp_path) == [2]
     assert checkpoint.find(tmp_path).name == "step-00000002"
     assert checkpoint.find(tmp_path, best=False).name == "step-00000006"
+
+
+def test_a_checkpoint_that_replaces_another_counts_before_it(tmp_path: Path) -> None:
+    """As if a crash had come when both were there."""
+    old = checkpoint.save(tmp_path, 1, small(), SPEC, state={"age": "old"})
+    old.rename(tmp_path / "kept")
+    checkpoint.save(tmp_path, 1, small(), SPEC, state={"age": "new"})
+    old.rename(tmp_path / "step-00000001.new")
+    (tmp_path / "kept").rename(old)
+    assert checkpoint.load(tmp_path).state["age"] == "new"
+    (tmp_path / "step-00000001.new" / "model.safetensors").write_bytes(b"")
+    assert checkpoint.load(tmp_path).state["age"] == "old"
+
+
+def test_a_folder_that_replaces_another_waits_for_its_name_only_once(tmp_path: Path) -> None:
+    """A crash between the two names is made good by the next one that is written."""
+    path = tmp_path / "out"
+    sealed.write(path, {"a": lambda: b"1"})
+    path.rename(tmp_path / "out.new")
+    sealed.write(path, {"a": lambda: b"2"})
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert sealed.read(path, "a", sealed.manifest(path)) == b"2"
 
 
 def test_the_newest_is_the_one_with_the_highest_number(tmp_path: Path) -> None:
@@ -274,8 +312,8 @@ def seal(path: Path) -> None:
     files = json.loads(manifest.read_text())["files"]
     for name in files:
         data = (path / name).read_bytes()
-        files[name] = {"bytes": len(data), "sha256": checkpoint.hashlib.sha256(data).hexdigest()}
-    manifest.write_bytes(checkpoint._json({"format": checkpoint.FORMAT, "files": files}))
+        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest.write_bytes(sealed.as_json({"format": sealed.FORMAT, "files": files}))
 
 
 def test_a_later_format_is_not_guessed_at(tmp_path: Path) -> None:

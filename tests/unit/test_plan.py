@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from w2vtool import plan as plan_module
 from w2vtool.errors import DataError
 from w2vtool.plan import Bin, Plan, key, mix
 
@@ -75,27 +77,71 @@ def test_any_bin_can_be_had_in_any_order() -> None:
         assert same(made.bin(n), in_order[n])  # and by one that has just seen another epoch
 
 
-def test_a_bin_a_million_epochs_away_costs_what_the_first_one_costs(
+def common_voice_like(rows: int) -> np.ndarray:
+    """Single sentences: log-normal around 5 s."""
+    return np.clip(np.random.default_rng(0).lognormal(np.log(4.8), 0.38, rows), 1, 15)
+
+
+@pytest.fixture(scope="module")
+def million() -> np.ndarray:
+    return common_voice_like(1_000_000)
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers that were hashed, call by call: what a bin costs."""
+    counts: list[int] = []
+
+    def counting(x: np.ndarray) -> np.ndarray:
+        counts.append(x.size)
+        return mix(x)
+
+    monkeypatch.setattr(plan_module, "mix", counting)
+    return counts
+
+
+def test_the_first_bin_of_update_a_million_costs_what_the_first_of_all_costs(
+    million: np.ndarray, work: list[int]
+) -> None:
+    costs = []
+    for update in (0, 10**6):
+        made = plan(million, bin_seconds=87.5)
+        work.clear()
+        made.bin(update * 64)
+        costs.append(sum(work))
+    assert costs[1] <= 1.2 * costs[0]
+    assert costs[0] < 0.1 * len(million)  # the bins of an epoch and one bucket, not the rows
+
+
+def test_an_epoch_is_shuffled_once_and_so_is_each_bucket_that_is_met(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    work: list[int] = []
+    sizes: list[int] = []
     shuffle = Plan._shuffle
 
     def counting(self: Plan, size: int, *words: int) -> np.ndarray:
-        work.append(size)
+        sizes.append(size)
         return shuffle(self, size, *words)
 
     monkeypatch.setattr(Plan, "_shuffle", counting)
-    near, far = plan(lengths(2_000)), plan(lengths(2_000))
-    near.bin(3)
-    first, work[:] = list(work), []
-    far.bin(3 + 10**6 * far.bins_per_epoch)
-    assert len(work) == len(first) == 2  # the bins of the epoch, the rows of one bucket
-    assert work[0] == first[0] == far.bins_per_epoch
-    assert work[1] < 2_000
-    work.clear()
-    far.bin(4 + 10**6 * far.bins_per_epoch)
-    assert len(work) == 1  # the order of the epoch is kept
+    made = plan(lengths(2_000))
+    epoch(made, 3)
+    assert sum(sizes) == made.bins_per_epoch + made.utterances
+
+
+def test_a_plan_takes_at_most_16_bytes_a_row_with_all_of_an_epoch_in_use(
+    million: np.ndarray,
+) -> None:
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        made = plan(million, bin_seconds=87.5)
+        for number in range(0, made.bins_per_epoch, 50):  # every bucket among them
+            made.bin(number)
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert taken <= 16 * len(million)
 
 
 def test_epochs_have_the_same_rows_in_another_order_and_other_bins() -> None:
@@ -172,11 +218,6 @@ def librispeech_like(rows: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     cut, short = np.clip(rng.normal(14.6, 1.1, rows), 10, 17), rng.uniform(1.4, 13, rows)
     return np.where(rng.random(rows) < 0.68, cut, short)
-
-
-def common_voice_like(rows: int) -> np.ndarray:
-    """Single sentences: log-normal around 5 s."""
-    return np.clip(np.random.default_rng(0).lognormal(np.log(4.8), 0.38, rows), 1, 15)
 
 
 @pytest.mark.parametrize("corpus", [librispeech_like, common_voice_like])

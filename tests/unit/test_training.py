@@ -10,11 +10,12 @@ import toys
 
 from w2vtool import checkpoint
 from w2vtool.checkpoint import Spec
-from w2vtool.errors import CheckpointError
+from w2vtool.errors import CheckpointError, ConfigError
+from w2vtool.manifest import Manifest
 from w2vtool.model.heads import CtcModel
-from w2vtool.schema import Dropouts, ModelConfig
+from w2vtool.schema import Dropouts, ModelConfig, TextConfig
 from w2vtool.text import Tokens
-from w2vtool.training import Start, build, fresh_parts, initial
+from w2vtool.training import Start, build, fresh_parts, initial, tokens
 
 TINY = ModelConfig(architecture="small", width=32, layers=1, ffn_width=32).sizes()
 OTHER = Tokens((*toys.TOKENS.symbols, "Ä"))
@@ -107,3 +108,13 @@ def test_the_history_of_the_weights_goes_on(tmp_path: Path) -> None:
         "weights": checkpoint.fingerprint(folder),
     }
     assert second.history == [imported, own]
+
+
+def test_the_tokens_of_the_checkpoint_can_be_kept_whatever_they_are(tmp_path: Path) -> None:
+    train = Manifest(tmp_path / "train.jsonl", [], "")
+    text = TextConfig(tokens="checkpoint")
+    init = toys.save(tmp_path / "ctc", "ctc", OTHER)
+    assert tokens(text, train, init) == OTHER
+    for none in (None, toys.save(tmp_path / "pretrain", "pretrain")):
+        with pytest.raises(ConfigError, match=r"model\.init is not a CTC model"):
+            tokens(text, train, none)

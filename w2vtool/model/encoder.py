@@ -78,7 +78,7 @@ class ConvLayer(nn.Module):
         if x.dim() == 3:
             x_BTC = kernels.conv(x, weight, bias, stride)
         elif isinstance(self.norm, nn.GroupNorm):
-            return F.gelu(kernels.first_conv_normed(x, weight, self.norm, stride))
+            return kernels.first_conv_normed(x, weight, self.norm, stride)  # with GELU
         else:
             x_BTC = kernels.first_conv(x, weight, bias, stride)
         return F.gelu(x_BTC if self.norm is None else self.norm(x_BTC))

@@ -127,10 +127,32 @@ def first_conv(wave_BS: Tensor, weight_O1K: Tensor, bias_O: Tensor | None, strid
     return y_BTO if bias_O is None else y_BTO + bias_O.to(dtype)
 
 
+class _ProductGelu(torch.autograd.Function):
+    """GELU of a product with few terms, which is made again in the backward.
+
+    It is the largest thing of the whole network: to keep it costs more than ten multiplications.
+    """
+
+    @staticmethod
+    def forward(ctx, a_BTK: Tensor, b_BKO: Tensor, bias_O: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(a_BTK, b_BKO, bias_O)
+        return torch.nn.functional.gelu(torch.baddbmm(bias_O, a_BTK, b_BKO))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_BTO: Tensor) -> tuple[Any, ...]:  # type: ignore[no-untyped-def]
+        a_BTK, b_BKO, bias_O = ctx.saved_tensors
+        z_BTO = torch.baddbmm(bias_O, a_BTK, b_BKO)
+        grad_z = torch.ops.aten.gelu_backward(grad_BTO, z_BTO)
+        del z_BTO
+        grad_a = torch.bmm(grad_z, b_BKO.transpose(1, 2)) if ctx.needs_input_grad[0] else None
+        return grad_a, torch.bmm(a_BTK.transpose(1, 2), grad_z), grad_z.sum((0, 1))
+
+
 def first_conv_normed(
     wave_BS: Tensor, weight_O1K: Tensor, norm: torch.nn.GroupNorm, stride: int
 ) -> Tensor:
-    """The convolution over the waveform and the norm of each channel over time, as one product.
+    """The convolution over the waveform, the norm of each channel over time, and GELU.
 
     The windows of a row have one mean and one ``[K, K]`` covariance, and those of a channel follow:
     w·mean and w·cov·w. So the norm goes into the weights, and the 512 channels are written once
@@ -148,8 +170,10 @@ def first_conv_normed(
         variance_BO = ((filter_OK @ cov_BKK) * filter_OK).sum(-1).clamp(min=0)
         scale_BO = (norm.weight * torch.rsqrt(variance_BO + norm.eps)).to(weight_OK.dtype)
         weight_BKO = (weight_OK * scale_BO[:, :, None]).transpose(1, 2)
-        bias_11O = norm.bias[None, None]
-        return torch.baddbmm(bias_11O.to(dtype), windows_BTK.to(dtype), weight_BKO.to(dtype))
+        y_BTO: Tensor = _ProductGelu.apply(
+            windows_BTK.to(dtype), weight_BKO.to(dtype), norm.bias.to(dtype)
+        )
+        return y_BTO
 
 
 def keep_mask(shape: torch.Size | tuple[int, ...], probability: float) -> Tensor:
@@ -203,26 +227,36 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, q_NTD: Tensor, k_NTD: Tensor, v_NTD: Tensor, bias_N1T: Tensor | None, drop: float
+        ctx,
+        q_NTD: Tensor,
+        k_NTD: Tensor,
+        v_NTD: Tensor,
+        bias_N1T: Tensor | None,
+        heads: int,
+        drop: float,
     ) -> Tensor:
         scores_NTT = torch.bmm(q_NTD, k_NTD.transpose(1, 2))
         if bias_N1T is not None:
             scores_NTT += bias_N1T
-        weights_NTT = kept_NTT = torch.softmax(scores_NTT, -1)
+        weights_NTT = torch.softmax(scores_NTT, -1)
         del scores_NTT
-        if drop:
-            kept_NTT = torch.where(keep_mask(weights_NTT.shape, drop), weights_NTT, 0)
+        keep_NTT = keep_mask(weights_NTT.shape, drop) if drop else None
         ctx.scale = 1 / kept_share(drop)
-        x_NTD = torch.bmm(kept_NTT, v_NTD).mul_(ctx.scale)
-        ctx.save_for_backward(q_NTD, k_NTD, v_NTD, weights_NTT, kept_NTT, x_NTD)
-        return x_NTD
+        x_NTD = torch.bmm(_kept(weights_NTT, keep_NTT), v_NTD).mul_(ctx.scale)
+        # side by side: the layer after this keeps the same tensor, so it is there only once
+        x_BTE = x_NTD.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+        ctx.save_for_backward(q_NTD, k_NTD, v_NTD, weights_NTT, keep_NTT, x_BTE)
+        return x_BTE
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_NTD: Tensor) -> tuple[Any, ...]:  # type: ignore[no-untyped-def]
-        q_NTD, k_NTD, v_NTD, weights_NTT, kept_NTT, x_NTD = ctx.saved_tensors
-        mean_NT1 = (grad_NTD * x_NTD).sum(-1, keepdim=True)
-        grad_NTD = grad_NTD * ctx.scale
+    def backward(ctx, grad_BTE: Tensor) -> tuple[Any, ...]:  # type: ignore[no-untyped-def]
+        q_NTD, k_NTD, v_NTD, weights_NTT, keep_NTT, x_BTE = ctx.saved_tensors
+        kept_NTT = _kept(weights_NTT, keep_NTT)
+        split = (-1, q_NTD.shape[2])
+        mean_BTH1 = (grad_BTE * x_BTE).unflatten(2, split).sum(-1, keepdim=True)
+        mean_NT1 = mean_BTH1.transpose(1, 2).flatten(0, 1)
+        grad_NTD = grad_BTE.unflatten(2, split).transpose(1, 2).flatten(0, 1) * ctx.scale
         grad_v = torch.bmm(kept_NTT.transpose(1, 2), grad_NTD)
         grad_NTT = torch.bmm(grad_NTD, v_NTD.transpose(1, 2)).mul_(kept_NTT)
         grad_NTT.addcmul_(weights_NTT, mean_NT1, value=-1)
@@ -232,7 +266,13 @@ class _Attention(torch.autograd.Function):
             grad_v,
             None,
             None,
+            None,
         )
+
+
+def _kept(weights_NTT: Tensor, keep_NTT: Tensor | None) -> Tensor:
+    """The weights that are not dropped; made again in the backward, since a mask is smaller."""
+    return weights_NTT if keep_NTT is None else torch.where(keep_NTT, weights_NTT, 0)
 
 
 def attention(qkv_BTE: Tensor, heads: int, keep_B11T: Tensor | None, drop: float) -> Tensor:
@@ -249,5 +289,5 @@ def attention(qkv_BTE: Tensor, heads: int, keep_B11T: Tensor | None, drop: float
         bias = torch.zeros_like(keep_B11T, dtype=qkv_BTE.dtype).masked_fill(~keep_B11T, -math.inf)
         bias_N1T = bias.expand(batch, heads, 1, frames).reshape(-1, 1, frames)
     with torch.autocast(qkv_BTE.device.type, enabled=False):
-        x_NTD = _Attention.apply(q_NTD * head**-0.5, k_NTD, v_NTD, bias_N1T, drop)
-    return x_NTD.view(batch, heads, frames, head).transpose(1, 2).reshape(batch, frames, -1)
+        x_BTE: Tensor = _Attention.apply(q_NTD * head**-0.5, k_NTD, v_NTD, bias_N1T, heads, drop)
+    return x_BTE

@@ -9,6 +9,8 @@ Shape legend: B batch, T frames, M masked frames per row, N negatives.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,31 +24,61 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def mix(x: Tensor) -> Tensor:
     """The finaliser of splitmix64 (Steele, Lea & Flood 2014): int64 → well-mixed int64."""
-    x = x + _GOLDEN
-    x = (x ^ _shift(x, 30)) * _MIX_1
-    x = (x ^ _shift(x, 27)) * _MIX_2
-    return x ^ _shift(x, 31)
+    x = x + _GOLDEN  # a copy, changed in place from here on
+    x ^= _shift(x, 30)
+    x *= _MIX_1
+    x ^= _shift(x, 27)
+    x *= _MIX_2
+    x ^= _shift(x, 31)
+    return x
+
+
+def _bits(key_B: Tensor, purpose: int, count: int) -> Tensor:
+    """``[B, count]`` int64 of 23 random bits."""
+    stream_B = mix(key_B ^ (purpose * _GOLDEN & 0x7FFFFFFFFFFFFFFF))
+    counter = torch.arange(1, 2 * count, 2, device=key_B.device)
+    return _shift(mix(stream_B[:, None] + counter), 41)
+
+
+def _centred(bits: Tensor) -> Tensor:
+    """23 bits as a float32 number in (0, 1), never 0 or 1."""
+    return (bits.float() + 0.5) * 2**-23
 
 
 def uniform(key_B: Tensor, purpose: int, count: int) -> Tensor:
     """``[B, count]`` float32 numbers in (0, 1), never 0 or 1: 23 bits of the hash, centred."""
-    stream_B = mix(key_B ^ (purpose * _GOLDEN & 0x7FFFFFFFFFFFFFFF))
-    counter = torch.arange(count, device=key_B.device)
-    bits = _shift(mix(stream_B[:, None] + counter * 2 + 1), 41)
-    return (bits.float() + 0.5) * 2**-23
+    return _centred(_bits(key_B, purpose, count))
 
 
-def _ranks(u_BT: Tensor) -> Tensor:
-    """Rank of every element in its row.
+def _enough(count_B: Tensor, of_B: Tensor) -> int:
+    """How many draws from ``of_B`` hold ``count_B`` different ones, in each row.
 
-    Stable: which of two equal draws is first must not depend on the device or the row's width.
+    Twice the mean number (of the coupon collector), and 32 times the mean of the last one alone:
+    too few with a chance below 3e-11 (Janson 2018, "Tail bounds for sums of geometric and
+    exponential variables", theorem 2.1).
     """
-    return u_BT.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+    of_B = of_B.clamp(min=1).double()
+    last_B = of_B / (of_B - count_B + 1)
+    return math.ceil((2 * of_B * last_B.log() + 32 * last_B).max().item())
+
+
+def _different(bits_BN: Tensor, count_B: Tensor, of_B: Tensor) -> tuple[Tensor, Tensor]:
+    """``[B, N]`` draws from 0 … ``of_B`` − 1, and which are the first ``count_B`` different ones.
+
+    Every set of so many is as likely as any other. What follows them is not used, so the number of
+    draws, which the batch decides, changes nothing.
+    """
+    draw_BN = bits_BN * of_B[:, None] >> 23
+    number = torch.arange(draw_BN.shape[1], device=draw_BN.device).expand_as(draw_BN)
+    never_BT = draw_BN.new_full((len(draw_BN), max(1, int(of_B.max()))), draw_BN.shape[1])
+    first_BT = never_BT.scatter_reduce_(1, draw_BN, number, "amin")
+    new_BN = first_BT.gather(1, draw_BN) == number
+    return draw_BN, new_BN.logical_and_(new_BN.cumsum(1) <= count_B[:, None])
 
 
 def span_mask(
@@ -64,23 +96,23 @@ def span_mask(
     ``probability`` is fairseq's: the chance that a frame starts a span, times ``length``. The law
     is that of ``compute_mask_indices`` v0.12.2 (static lengths, overlaps allowed): ⌊p·T/length + u⌋
     spans, at least ``min_spans``; starts without replacement from the first T − length frames, so
-    the last frame is never masked. Rows too short for a span get a span of what fits, down to
-    one masked frame of two, rather than an error.
+    the last frame is never masked. The draw u is a row's own (fairseq: the batch's, where nothing
+    is padded), or a mask would depend on the batch. Rows too short for a span get a span of what
+    fits, down to one masked frame of two, rather than an error.
     """
-    # the rounding draw comes first: in last place it would change with the padding of the batch
-    rounding_B, u_BT = uniform(key_B, purpose, width + 1).tensor_split([1], dim=1)
-    spans_B = (probability * frames_B / length + rounding_B[:, 0]).floor().long()
-    spans_B = spans_B.clamp(min=min_spans)
     span_B = torch.minimum(torch.full_like(frames_B, length), (frames_B - min_spans).clamp(min=1))
-    spans_B = torch.minimum(spans_B, (frames_B - span_B).clamp(min=0))
-    position = torch.arange(width, device=key_B.device)
-    candidate_BT = position < (frames_B - span_B)[:, None]
-    rank_BT = _ranks(u_BT.masked_fill(~candidate_BT, 2.0))
-    start_BT = (rank_BT < spans_B[:, None]) & candidate_BT
-    seen_BT = start_BT.long().cumsum(1)
-    before_BT = position - span_B[:, None]
-    earlier_BT = seen_BT.gather(1, before_BT.clamp(min=0)) * (before_BT >= 0)
-    return seen_BT - earlier_BT > 0
+    places_B = (frames_B - span_B).clamp(min=0)
+    mean_B = probability * frames_B / length
+    most_B = torch.minimum((mean_B + 1).long().clamp(min=min_spans), places_B)
+    bits_BN = _bits(key_B, purpose, 1 + _enough(most_B, places_B))
+    spans_B = (mean_B + _centred(bits_BN[:, 0])).long().clamp(min=min_spans)
+    spans_B = torch.minimum(spans_B, places_B)
+    start_BN, taken_BN = _different(bits_BN[:, 1:], spans_B, places_B)
+    # up where a span begins, down behind its end: above 0 inside of any
+    edge_BT = torch.zeros((len(key_B), width + 2), dtype=torch.int8, device=key_B.device)
+    edge_BT.scatter_add_(1, start_BN, taken_BN.to(torch.int8))
+    edge_BT.scatter_add_(1, start_BN + span_B[:, None], taken_BN.to(torch.int8).neg_())
+    return edge_BT[:, :width].cumsum(1, dtype=torch.int32) > 0
 
 
 def equalise(mask_BT: Tensor, key_B: Tensor) -> Tensor:
@@ -88,9 +120,15 @@ def equalise(mask_BT: Tensor, key_B: Tensor) -> Tensor:
 
     Source: fairseq's ``require_same_masks``; it makes the targets a rectangle ``[B, M]``.
     """
-    fewest = mask_BT.sum(1).min()
-    u_BT = uniform(key_B, EQUALISE, mask_BT.shape[1]).masked_fill(~mask_BT, 2.0)
-    return mask_BT & (_ranks(u_BT) < fewest)
+    masked_B = mask_BT.sum(1)
+    excess_B = masked_B - masked_B.min()
+    bits_BN = _bits(key_B, EQUALISE, _enough(excess_B, masked_B))
+    nth_BN, taken_BN = _different(bits_BN, excess_B, masked_B)
+    nth_BN += (masked_B.cumsum(0) - masked_B)[:, None]  # in the list of all rows' masked frames
+    flat = mask_BT.flatten()
+    fewer = flat.clone()
+    fewer[flat.nonzero()[:, 0][nth_BN[taken_BN]]] = False
+    return fewer.view_as(mask_BT)
 
 
 def negatives(key_B: Tensor, masked: int, count: int) -> Tensor:

@@ -83,7 +83,7 @@ def finetune_ctc(config: FinetuneConfig, run: Run) -> dict[str, Any]:
     with training.start(config.loop, run) as place:
         opened = training.manifests(config.data, place, case=case, run=run)
         manifests = {name: training.transcripts(found, case) for name, found in opened.items()}
-        tokens = training.tokens(config.text, manifests["train"])
+        tokens = training.tokens(config.text, manifests["train"], config.model.init)
         start = training.initial(
             config.model, "ctc", tokens=tokens, case=case, fresh_head=config.fresh_head
         )
