@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from w2vtool.errors import ConfigError
 
@@ -73,9 +74,25 @@ def processes(device: torch.device) -> Iterator[tuple[int, int]]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():  # a pipeline trains twice, and gloo cannot be joined twice
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        _meet("nccl" if device.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
     yield dist.get_rank(), world
+
+
+def _meet(backend: str) -> None:
+    """Join the other processes, of this attempt where torchrun has restarted them.
+
+    Why not the plain call: torchrun's store outlives a restart, and whoever is first would be sent
+    to the addresses of the dead. Over several nodes the attempts are not counted alike: there it
+    takes TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(backend)
+        return
+    store, rank, world = next(rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt-{attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 def add_up(values: Tensor) -> Tensor:

@@ -177,7 +177,8 @@ class Run:
         folder, old = self._folder, record(self._folder)
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"not a folder: {folder}", hint="choose another --run-dir")
-        if old is None and folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
+        # what is hidden is the lock, or what a crash left of the very first file
+        if old is None and any(folder.glob("[!.]*")):
             hint = "choose another --run-dir, or move what is there"
             raise ConfigError(f"not a run folder, and not empty: {folder}", hint=hint)
         if old is not None and not self.resume:
@@ -192,10 +193,13 @@ class Run:
                 {key: old.get(key) for key in ("started", "ended", "status", "command")},
             ]
             self._facts["notes"] = {**old.get("notes", {}), **self._facts.get("notes", {})}
-            if self._digest and old.get("config_sha256") not in (None, self._digest):
+            changed = self._digest and old.get("config_sha256") not in (None, self._digest)
+            if changed and (folder / "config.yaml").exists():
                 kept = f"config~{_stamp()}.yaml"
                 (folder / "config.yaml").replace(folder / kept)
                 self.say(f"resume: the config differs from the first run's, which is now {kept}")
+        else:
+            self._save()  # before all else: without run.json this is not a run folder
         if self._config_text:
             write_atomic(folder / "config.yaml", self._config_text)
         self._save()
@@ -343,6 +347,8 @@ def _lock(folder: Path) -> IO[str]:
         file.close()
         hint = "wait for it, stop it, or choose another --run-dir"
         raise ConfigError(f"in use by process {owner}", where=str(folder), hint=hint) from None
+    # the lock stays while any process has the file open: a loader that outlives a killed run, too
+    os.register_at_fork(after_in_child=file.close)
     file.truncate(0)
     file.write(f"{os.getpid()} on {platform.node()}\n")
     file.flush()

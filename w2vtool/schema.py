@@ -405,6 +405,11 @@ class LoopConfig(Config):
     valid_every: int = knob(1000, "Updates between validations.", ge=1)
     save_every: int = knob(1000, "Updates between checkpoints.", ge=1)
     keep: int = knob(2, "Newest checkpoints that are kept.", ge=2)
+    keep_best: int = knob(1, "Checkpoints with the best validation that are kept.", ge=1)
+    milestone_every: int = knob(
+        0, "Updates between checkpoints that are kept for ever; 0 keeps none.", ge=0
+    )
+    async_save: bool = knob(True, "Write checkpoints in a thread, while the training goes on.")
     bad_files: Literal["replace", "stop"] = knob(
         "replace",
         "What to do about audio that cannot be read in training: let another utterance stand in "

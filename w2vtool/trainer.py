@@ -38,6 +38,7 @@ from w2vtool.optim import adamw, learning_rate
 from w2vtool.run import jsonable
 from w2vtool.schema import LoopConfig, OptimConfig
 from w2vtool.sinks import outlets
+from w2vtool.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,7 @@ class Training:
     done: int = 0
     saved: int = 0  # the step of the newest checkpoint
     due: bool = False  # whether this step is yet to be validated
-    best: float = math.inf
-    best_step: int | None = None
+    best_steps: list[tuple[float, int]] = field(default_factory=list)  # value, step; best first
     validated: dict[str, float] = field(default_factory=dict)  # the last validation
     waited: float = 0.0  # seconds for batches, by this process
 
@@ -94,25 +94,44 @@ class Training:
         self.quarantine = Quarantine(
             self.train.manifest, self.folder.parent, self.device, rank=self.rank
         )
+        self.writer = Writer(
+            self.folder,
+            keep=self.loop.keep,
+            keep_best=self.loop.keep_best,
+            milestone_every=self.loop.milestone_every,
+            threaded=self.loop.async_save,
+        )
         if self.valid is not None:
             self.valid_pass = Pass(self.valid, self.loop, self.rank, self.world)
 
+    @property
+    def best_step(self) -> int | None:
+        """The step with the best validation so far."""
+        return self.best_steps[0][1] if self.best_steps else None
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether this step is saved in a run that nobody disturbs."""
+        loop = self.loop
+        milestone = loop.milestone_every and self.done % loop.milestone_every == 0
+        best = any(step == self.done for _, step in self.best_steps)
+        return bool(milestone or best or self.done % loop.save_every == 0)
+
     def save(self) -> None:
-        """Write a checkpoint (rank 0), keep the newest few and the best; all processes call it."""
+        """Begin to write a checkpoint (rank 0); all processes call it."""
         seconds, skipped = self.tally.tolist()
-        scheduled = self.done % self.loop.save_every == 0 or self.done == self.best_step
         self.quarantine.meet()
         state = {
             "seconds": seconds,
             "skipped": int(skipped),
             "window": self.window.total(self.device),
             "due": self.due,
-            "best": self.best,
-            "best_step": self.best_step,
+            "best_steps": self.best_steps,
             "validated": self.validated,
-            "guards": self.guards.state(self.done, scheduled=scheduled),
+            "guards": self.guards.state(self.done, scheduled=self.scheduled),
             "quarantine": self.quarantine.state(),
             "seed": self.loop.seed,
+            "bins": self.loop.bins,
             "manifest": self.train.manifest.sha256,
             "history": self.history,
         }
@@ -120,29 +139,32 @@ class Training:
         self.wishes[2] = 0.0
         if self.rank:
             return
-        checkpoint.save(
-            self.folder,
+        self.writer.save(
             self.done,
             self.model,
             self.spec,
             optimizer=self.optimizer,
             state=jsonable(state),
+            protected=self.guards.anchors,
         )
-        checkpoint.prune(self.folder, self._keep())
-
-    def _keep(self) -> int:
-        """How many of the newest checkpoints stay: all that may be gone back to are among them."""
-        oldest = min(self.guards.anchors, default=self.done)
-        names = {path.name for path in self.folder.glob("step-*")} | {f"step-{self.done:08d}"}
-        return max(self.loop.keep, sum(name >= f"step-{oldest:08d}" for name in names))
 
     def resume(self) -> None:
         """Go back to the newest checkpoint that verifies; without any, start at 0.
 
-        Raises CheckpointError when all are damaged, or belong to another model or vocabulary.
+        Raises CheckpointError when all are damaged, or belong to another model or vocabulary, or
+        when the processes do not find the same one.
         """
-        if not any(self.folder.glob("step-*")):
-            return
+        if any(self.folder.glob("step-*")):
+            self._resume()
+        steps = add_up(torch.tensor([self.done], dtype=torch.float64, device=self.device))
+        if steps.item() != self.done * self.world:
+            raise CheckpointError(
+                f"this process can go on at update {self.done}, another one cannot",
+                where=str(self.folder),
+                hint="every host must see the same folder; start again when it does",
+            )
+
+    def _resume(self) -> None:
         loaded = checkpoint.load(self.folder, best=False)
         parts = ("kind", "architecture", "tokens", "case")
         differ = [p for p in parts if getattr(loaded.spec, p) != getattr(self.spec, p)]
@@ -159,8 +181,9 @@ class Training:
             what = f"the state of the training cannot be read ({exc!r})"
             hint = "start a new run from its weights with model.init"
             raise CheckpointError(what, where=str(loaded.path), hint=hint) from exc
-        for key, now in (("manifest", self.train.manifest.sha256), ("seed", self.loop.seed)):
-            if loaded.state[key] != now:
+        now = {"manifest": self.train.manifest.sha256, "seed": self.loop.seed}
+        for key, value in (now | {"bins": self.loop.bins}).items():
+            if loaded.state.get(key, value) != value:
                 log.warning("%s has changed since %s was saved", key, loaded.path)
         log.info("resumed at update %d from %s", self.done, loaded.path)
 
@@ -174,6 +197,8 @@ class Training:
         Why the data does: what spoilt the weights would come again. Raises Diverged when there is
         no checkpoint to go back to, or that was done too often.
         """
+        self.writer.wait()
+        add_up(torch.zeros(1, device=self.device))  # no process reads before the first has written
         while True:
             step = self.guards.anchor(self.done)
             try:
@@ -204,8 +229,8 @@ class Training:
             }
         )
         self.due = bool(state["due"])
-        self.best = math.inf if state["best"] is None else float(state["best"])
-        self.best_step = state["best_step"]
+        older = [(state["best"], state["best_step"])] if state.get("best_step") else []
+        self.best_steps = [(float(v), int(at)) for v, at in state.get("best_steps", older)]
         self.validated = {name: _number(value) for name, value in state["validated"].items()}
         self.guards.take(state["guards"])
         self.quarantine.take(state["quarantine"])
@@ -313,7 +338,7 @@ class Training:
         return None if self.signal else ratios.read(self.device)
 
     def validate(self, recorder: Recorder) -> bool:
-        """Validate this step and record it, unless a signal comes; gives whether it is the best.
+        """Validate this step and record it, unless a signal comes; gives whether it is a best one.
 
         A step that is as good as the best so far is better: it has learned for longer.
         """
@@ -324,10 +349,11 @@ class Training:
         alarms = self.alarms.ring(recorder, self.done, wrong_in_validation(self, values))
         named = {f"valid/{name}": value for name, value in values.items()}
         recorder.metrics(self.done, {**named, **alarms})
-        if not values[self.best_metric] <= self.best or math.isinf(values[self.best_metric]):
-            return False
-        self.best, self.best_step = values[self.best_metric], self.done
-        return True
+        value = values[self.best_metric]
+        if math.isfinite(value):
+            ranked = sorted([(value, self.done), *self.best_steps], key=lambda b: (b[0], -b[1]))
+            self.best_steps = ranked[: self.loop.keep_best]
+        return (value, self.done) in self.best_steps
 
 
 def _number(value: float | None) -> float:
@@ -343,7 +369,7 @@ def train(job: Training, recorder: Recorder) -> dict[str, float]:
     """
     if job.valid is not None and job.rank == 0:
         check_files(job.valid)
-    with loader_errors(), outlets(job, recorder) as out:
+    with loader_errors(), job.writer, outlets(job, recorder) as out:
         return _train(job, out)
 
 
@@ -367,7 +393,7 @@ def _train(job: Training, recorder: Recorder) -> dict[str, float]:
                     best = job.validate(recorder)
                     report.show()
                 last = job.done >= loop.updates
-                wanted = last or job.done % loop.save_every == 0 or job.signal or job.wishes[2]
+                wanted = last or job.scheduled or job.signal or job.wishes[2]
                 if best or (wanted and job.saved != job.done):
                     job.save()
             if job.signal is not None and (job.due or not last):

@@ -486,13 +486,13 @@ def test_progress_shows_what_people_look_for(make: Make) -> None:
 
 def saves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     steps: list[int] = []
-    real = checkpoint.save
+    real = checkpoint.write_step
 
-    def save(folder: Path, step: int, *rest: Any, **more: Any) -> Path:
+    def write_step(folder: Path, step: int, *rest: Any) -> Path:
         steps.append(step)
-        return real(folder, step, *rest, **more)
+        return real(folder, step, *rest)
 
-    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(checkpoint, "write_step", write_step)
     return steps
 
 
@@ -523,7 +523,51 @@ def test_the_best_is_kept_however_old(make: Make) -> None:
     train(job, Memory())
     assert sorted(path.name[-1] for path in job.folder.glob("step-*")) == ["2", "5", "6"]
     assert checkpoint.find(job.folder).name == "step-00000002"
-    assert (job.best_step, job.best) == (2, 3.0)
+    assert job.best_steps == [(3.0, 2)]
+
+
+def test_the_best_few_and_milestones_are_kept_across_a_resume(make_ctc: Make) -> None:
+    wrap = partial(Wrapped, change=scores({1: 5.0, 2: 3.0, 3: 9.0, 4: 4.0, 5: 8.0, 6: 7.0}))
+    settings = {"valid_every": 1, "keep_best": 2, "milestone_every": 3, "wrap": wrap}
+    with pytest.raises(Stopped):
+        train(make_ctc(**settings), stop_at(3))
+    job = make_ctc(**settings)
+    job.resume()
+    train(job, Memory())
+    assert job.best_steps == [(3.0, 2), (4.0, 4)]
+    assert sorted(path.name[-1] for path in job.folder.glob("step-*")) == ["2", "3", "4", "6"]
+
+
+def test_a_state_that_knows_one_best_step_is_understood(make_ctc: Make) -> None:
+    job = make_ctc(wrap=partial(Wrapped, change=scores({3: 2.0, 6: 4.0})))
+    with pytest.raises(Stopped):
+        train(job, stop_at(4))
+    loaded = checkpoint.load(newest(job))
+    older = {key: value for key, value in loaded.state.items() if key != "best_steps"}
+    job._take({**older, "best": 2.0, "best_step": 3})
+    assert job.best_steps == [(2.0, 3)]
+    job._take({**older, "best": None, "best_step": None})
+    assert job.best_step is None
+
+
+def test_a_disk_that_is_full_at_the_end_is_an_error_and_before_it_is_not(
+    make_ctc: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, full = checkpoint.write_step, {2, 4}
+
+    def write_step(folder: Path, step: int, *rest: Any) -> Path:
+        if step in full:
+            raise OSError(28, "No space left on device")
+        return real(folder, step, *rest)
+
+    monkeypatch.setattr(checkpoint, "write_step", write_step)
+    job = make_ctc(save_every=2, valid_every=9)
+    train(job, Memory())
+    assert [path.name[-1] for path in job.folder.glob("step-*")] == ["6"]
+    assert len(job.writer.alarms) == 2
+    full.add(6)
+    with pytest.raises(CheckpointError, match="update 6 could not be saved: the disk is full"):
+        train(make_ctc("again", save_every=2, valid_every=9), Memory())
 
 
 def test_the_best_is_remembered_across_a_resume(make: Make) -> None:
