@@ -15,6 +15,7 @@ from torch import Tensor
 from w2vtool.interop import fairseq, pickles
 from w2vtool.interop.names import Hints, Source, export_state
 from w2vtool.losses import contrastive_loss, ctc_loss, diversity_loss, feature_penalty
+from w2vtool.model import encoder
 from w2vtool.model.heads import CtcModel, PretrainModel, PretrainOutput
 from w2vtool.model.quantizer import temperature
 from w2vtool.text import Tokens
@@ -31,6 +32,12 @@ def write_table():
     yield
     if "GOLDEN_TABLE" in os.environ:
         Path(os.environ["GOLDEN_TABLE"]).write_text(json.dumps(worst, indent=1) + "\n")
+
+
+@pytest.fixture(autouse=True, params=[1, 1_000], ids=["as-products", "as-convolutions"])
+def convolutions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which a CPU computes the feature encoder."""
+    monkeypatch.setattr(encoder, "WIDE", request.param)
 
 
 def check(style: str, name: str, got: Tensor, want: Tensor) -> None:
