@@ -22,8 +22,8 @@ from w2vtool.model import kernels
 from w2vtool.schema import Architecture, Dropouts
 
 NARROW = 16  # channels
-# Channels from which on CPUs convolutions are quicker as matrix products: at 256 twice, at 512 3
-# times in bf16 and 1.6 times in float32; at 128 they lose (torch 2.14, AMX).
+# Channels from which on CPUs convolutions are quicker as matrix products: about three times in bf16
+# and 1.6 times in float32; at 128 they lose (torch 2.14, AMX, forward and backward).
 WIDE = 256
 NORM_EPS = 1e-5  # every LayerNorm and GroupNorm of fairseq's model
 
