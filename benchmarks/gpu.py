@@ -31,17 +31,11 @@ import tones  # noqa: E402
 import torch  # noqa: E402
 
 from w2vtool import bench, bench_machine, provenance  # noqa: E402
+from w2vtool.architecture import Dropouts, ModelConfig  # noqa: E402
 from w2vtool.device import choose  # noqa: E402
 from w2vtool.metrics import Ratios  # noqa: E402
 from w2vtool.run import Run, jsonable, write_atomic  # noqa: E402
-from w2vtool.schema import (  # noqa: E402
-    Dropouts,
-    LoopConfig,
-    MaskConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimConfig,
-)
+from w2vtool.schema import LoopConfig, MaskConfig, ObjectiveConfig, OptimConfig  # noqa: E402
 from w2vtool.training import Place  # noqa: E402
 
 BUDGET_S = 540.0

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from w2vtool import bench, emissions, feed, training
+from w2vtool.architecture import Architecture, Dropouts
 from w2vtool.batches import Batch, pretrain_batch
 from w2vtool.checkpoint import Spec
 from w2vtool.device import autocast, inference_precision
@@ -30,14 +31,7 @@ from w2vtool.manifest import Manifest, Utterance
 from w2vtool.model.masking import negatives
 from w2vtool.objectives import Contrastive
 from w2vtool.run import Stop
-from w2vtool.schema import (
-    Architecture,
-    Dropouts,
-    LoopConfig,
-    MaskConfig,
-    ObjectiveConfig,
-    OptimConfig,
-)
+from w2vtool.schema import LoopConfig, MaskConfig, ObjectiveConfig, OptimConfig
 from w2vtool.text import Tokens
 from w2vtool.trainer import Training
 

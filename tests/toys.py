@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from w2vtool import checkpoint, manifest
+from w2vtool.architecture import Architecture
 from w2vtool.manifest import Utterance
-from w2vtool.schema import Architecture
 from w2vtool.text import Tokens
 
 WORDS = ("ONE", "TWO", "THREE", "STOP", "GO")

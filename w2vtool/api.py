@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from w2vtool import audio, checkpoint, device, emissions, manifest, score
+    from w2vtool.architecture import ModelConfig
     from w2vtool.errors import (
         CheckpointError,
         ConfigError,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     )
     from w2vtool.manifest import Manifest, Utterance
     from w2vtool.run import Run, file_sha256, write_atomic
-    from w2vtool.schema import Config, DataConfig, ModelConfig, TextConfig, knob
+    from w2vtool.schema import Config, DataConfig, TextConfig, knob
     from w2vtool.task import API, Task
     from w2vtool.text import Tokens
 
@@ -34,7 +35,7 @@ _HOMES = {
     "DataConfig": "schema",
     "DataError": "errors",
     "Manifest": "manifest",
-    "ModelConfig": "schema",
+    "ModelConfig": "architecture",
     "PluginError": "errors",
     "Run": "run",
     "Stopped": "errors",

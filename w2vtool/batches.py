@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from w2vtool.architecture import Architecture
 from w2vtool.audio import SAMPLE_RATE
 from w2vtool.errors import DataError, UserError
 from w2vtool.manifest import Manifest
 from w2vtool.model.encoder import normalize
 from w2vtool.model.masking import CHANNELS, equalise, span_mask
 from w2vtool.plan import Bin, Plan, key, mix
-from w2vtool.schema import Architecture, MaskConfig
+from w2vtool.schema import MaskConfig
 from w2vtool.text import Tokens
 
 CROP = 7  # purpose of the hash that places a crop; masking.py has 1 to 5

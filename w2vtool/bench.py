@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from w2vtool import emissions, feed, flops, manifest, training
+from w2vtool.architecture import Dropouts, ModelConfig
 from w2vtool.audio import SAMPLE_RATE
 from w2vtool.batches import Batch, Collate, ctc_batch, pretrain_batch
 from w2vtool.bench_machine import PeakMemory, compilations, device_name, synchronise
@@ -29,14 +30,7 @@ from w2vtool.errors import Stopped
 from w2vtool.manifest import Manifest, Utterance
 from w2vtool.metrics import Recorder
 from w2vtool.objectives import Contrastive, Ctc
-from w2vtool.schema import (
-    Dropouts,
-    LoopConfig,
-    MaskConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimConfig,
-)
+from w2vtool.schema import LoopConfig, MaskConfig, ObjectiveConfig, OptimConfig
 from w2vtool.text import Tokens
 from w2vtool.trainer import Objective, Training
 from w2vtool.training import Place

@@ -31,9 +31,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from w2vtool import sealed
+from w2vtool.architecture import Architecture, Dropouts
 from w2vtool.errors import CheckpointError, DataError
 from w2vtool.model.heads import Backbone, CtcModel, PretrainModel
-from w2vtool.schema import Architecture, Dropouts
 from w2vtool.text import Tokens
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from w2vtool import checkpoint
-from w2vtool.schema import ARCHITECTURES, Architecture, ModelConfig
+from w2vtool.architecture import ARCHITECTURES, Architecture, ModelConfig
 from w2vtool.text import Tokens
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from w2vtool.architecture import Architecture
 from w2vtool.batches import Batch, frames_of
-from w2vtool.schema import Architecture
 
 # Dense bf16 with float32 sums, from the data sheets (V100: fp16); the first name that fits counts.
 PEAK_FLOPS: Mapping[str, float] = {

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from w2vtool import checkpoint, device, metrics, trainer
+from w2vtool.architecture import Architecture, Dropouts, ModelConfig
 from w2vtool.batches import Collate, frames_of
 from w2vtool.errors import CheckpointError, ConfigError, DataError
 from w2vtool.feed import Split
@@ -25,15 +26,7 @@ from w2vtool.manifest import Manifest
 from w2vtool.model.heads import CtcModel
 from w2vtool.plan import Plan
 from w2vtool.run import write_atomic
-from w2vtool.schema import (
-    Architecture,
-    DataConfig,
-    Dropouts,
-    LoopConfig,
-    ModelConfig,
-    OptimConfig,
-    TextConfig,
-)
+from w2vtool.schema import DataConfig, LoopConfig, OptimConfig, TextConfig
 from w2vtool.splits import open_split
 from w2vtool.text import Case, Tokens, frames_needed, normalize
 

@@ -21,6 +21,7 @@ import toys
 from torch import Tensor, nn
 
 from w2vtool import checkpoint, device, feed, manifest, training
+from w2vtool.architecture import Architecture, Dropouts
 from w2vtool.batches import Batch, ctc_batch, pretrain_batch
 from w2vtool.errors import Stopped
 from w2vtool.feed import BinNumbers, Split
@@ -28,14 +29,7 @@ from w2vtool.model import encoder
 from w2vtool.objectives import Contrastive, Ctc
 from w2vtool.plan import Bin
 from w2vtool.run import Run, Stop
-from w2vtool.schema import (
-    Architecture,
-    Dropouts,
-    LoopConfig,
-    MaskConfig,
-    ObjectiveConfig,
-    OptimConfig,
-)
+from w2vtool.schema import LoopConfig, MaskConfig, ObjectiveConfig, OptimConfig
 from w2vtool.trainer import Training
 
 pytestmark = [

@@ -10,9 +10,9 @@ import torch
 import toys
 from torch import nn
 
+from w2vtool.architecture import Architecture
 from w2vtool.interop.selfcheck import sound
 from w2vtool.model.encoder import Wav2Vec2
-from w2vtool.schema import Architecture
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 

@@ -9,12 +9,12 @@ import torch
 import toys
 from torch import Tensor, nn
 
+from w2vtool.architecture import Architecture
 from w2vtool.interop.names import export_state
 from w2vtool.losses import contrastive_loss
 from w2vtool.model.encoder import Wav2Vec2
 from w2vtool.model.heads import CtcModel, PretrainModel
 from w2vtool.model.masking import equalise, mix, negatives, span_mask
-from w2vtool.schema import Architecture
 
 torch.set_num_threads(1)
 TOLERANCE = 1e-5  # relative to the largest value of the tensor

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from w2vtool import training
+from w2vtool.architecture import Architecture
 from w2vtool.checkpoint import Spec
 from w2vtool.errors import ConfigError
 from w2vtool.plan import Plan
-from w2vtool.schema import Architecture, LoopConfig
+from w2vtool.schema import LoopConfig
 from w2vtool.tasks.finetune_ctc import FinetuneConfig
 from w2vtool.tasks.pretrain import PretrainConfig
 

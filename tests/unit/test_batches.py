@@ -17,13 +17,14 @@ import soundfile
 import torch
 from torch import Tensor
 
+from w2vtool.architecture import Architecture
 from w2vtool.batches import Batch, Collate, ctc_batch, frames_of, load, pretrain_batch
 from w2vtool.errors import DataError
 from w2vtool.manifest import Manifest, Utterance, read, write
 from w2vtool.model import masking
 from w2vtool.model.masking import span_mask
 from w2vtool.plan import Bin, Plan
-from w2vtool.schema import Architecture, MaskConfig
+from w2vtool.schema import MaskConfig
 from w2vtool.text import Tokens
 
 torch.set_num_threads(1)
@@ -247,13 +248,13 @@ UNCAUGHT = """
 import sys
 from functools import partial
 import numpy
-from w2vtool import batches, manifest, plan, schema
+from w2vtool import architecture, batches, manifest, plan, schema
 
 rows = manifest.read(sys.argv[1])
 seconds = numpy.array([row.duration for row in rows.rows])
 made = plan.Plan(seconds, bin_seconds=2.0, min_seconds=0.1, max_seconds=1.2, crop=True, seed=1,
                  source=rows.sha256)
-collate = partial(batches.pretrain_batch, architecture=schema.Architecture(),
+collate = partial(batches.pretrain_batch, architecture=architecture.Architecture(),
                   mask=schema.MaskConfig(), max_seconds=1.2)
 stream = batches.load(rows, made, collate, range(1000), workers=1)
 next(stream)

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from w2vtool import checkpoint, optim, sealed
+from w2vtool.architecture import Architecture
 from w2vtool.checkpoint import Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.model.heads import CtcModel
-from w2vtool.schema import Architecture, OptimConfig
+from w2vtool.schema import OptimConfig
 from w2vtool.text import Tokens
 
 SPEC = Spec("pretrain", toys.TINY)

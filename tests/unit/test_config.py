@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from pydantic import field_validator, model_validator
 
 from w2vtool import config as cfg
+from w2vtool.architecture import ModelConfig
 from w2vtool.errors import ConfigError
 from w2vtool.nodes import MAX_DEPTH, MAX_NODES, Node
-from w2vtool.schema import Config, ModelConfig, knob
+from w2vtool.schema import Config, knob
 
 
 class Optim(Config):

@@ -10,9 +10,9 @@ import pytest
 import toys
 
 from w2vtool import checkpoint
+from w2vtool.architecture import ModelConfig
 from w2vtool.checkpoint import Spec
 from w2vtool.describe import architecture, describe
-from w2vtool.schema import ModelConfig
 
 
 def test_kind_sizes_vocabulary_history_and_files_are_there(tiny_ctc: Path) -> None:

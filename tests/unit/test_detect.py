@@ -11,11 +11,11 @@ import toys
 from safetensors.torch import save_file
 
 from w2vtool import checkpoint
+from w2vtool.architecture import Architecture
 from w2vtool.checkpoint import Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.interop import detect, fairseq, huggingface, names, torchaudio
 from w2vtool.interop.names import Hints
-from w2vtool.schema import Architecture
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 SIZES = Architecture(**{**toys.SIZES, "width": 32})

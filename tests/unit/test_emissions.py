@@ -12,11 +12,11 @@ import torch
 import toys
 
 from w2vtool import emissions, manifest
+from w2vtool.architecture import Architecture
 from w2vtool.errors import DataError
 from w2vtool.manifest import Manifest, Utterance
 from w2vtool.model.encoder import Wav2Vec2
 from w2vtool.model.heads import CtcModel
-from w2vtool.schema import Architecture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

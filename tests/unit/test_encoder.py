@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from w2vtool.architecture import Architecture, Dropouts, ModelConfig
 from w2vtool.batches import frames_of
 from w2vtool.model.encoder import FeatureEncoder, PositionalConv, Wav2Vec2, normalize
 from w2vtool.model.heads import CtcModel, PretrainModel
-from w2vtool.schema import Architecture, Dropouts, ModelConfig
 
 torch.set_num_threads(1)
 

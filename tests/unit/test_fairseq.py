@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from w2vtool.architecture import Architecture
 from w2vtool.checkpoint import Checkpoint, Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.interop import fairseq, fairseq_options, pickles
 from w2vtool.interop.names import Hints, Source, export_state, import_state
-from w2vtool.schema import Architecture
 from w2vtool.text import LETTERS, SPECIALS, Tokens
 
 torch.set_num_threads(1)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from w2vtool.architecture import Architecture, ModelConfig
 from w2vtool.errors import CheckpointError
 from w2vtool.interop import fairseq_options
-from w2vtool.schema import Architecture, ModelConfig
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from w2vtool import flops
+from w2vtool.architecture import ModelConfig
 from w2vtool.batches import Batch, frames_of
 from w2vtool.losses import contrastive_loss
 from w2vtool.model.heads import CtcModel, PretrainModel
-from w2vtool.schema import ModelConfig
 
 TOLERANCE = 0.005
 SIZES = {

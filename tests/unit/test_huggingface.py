@@ -13,11 +13,11 @@ import toys
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from w2vtool.architecture import Architecture
 from w2vtool.checkpoint import Checkpoint, Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.interop import huggingface
 from w2vtool.interop.names import NO_HINTS, Hints, Source
-from w2vtool.schema import Architecture
 from w2vtool.text import LETTERS, Tokens
 
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -15,8 +15,14 @@ HEAVY = {"torch", "torchaudio", "numpy", "sentencepiece", "kenlm", "soundfile", 
 # listings import these; they may not load pydantic
 LIGHT = {"__init__", "__main__", "api", "cli", "commands", "config", "console", "errors", "fields"}
 LIGHT |= {"jobs", "nodes", "provenance", "registry", "render", "run", "task"}
-SHELL = LIGHT | {"schema", "testing", "typed"}
-FOR_ALL = {"errors", "schema", "run", "task"}  # what core and tasks may import of the shell
+SHELL = LIGHT | {"architecture", "schema", "testing", "typed"}
+FOR_ALL = {
+    "architecture",
+    "errors",
+    "schema",
+    "run",
+    "task",
+}  # what core and tasks may import of the shell
 
 
 class Import(NamedTuple):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from w2vtool import batches
+from w2vtool.architecture import Architecture
 from w2vtool.batches import Batch, frames_of
 from w2vtool.losses import Loss
 from w2vtool.manifest import Manifest, Utterance
@@ -20,7 +21,7 @@ from w2vtool.model.heads import CtcModel, PretrainModel
 from w2vtool.model.masking import equalise, mix, span_mask
 from w2vtool.model.quantizer import temperature
 from w2vtool.objectives import LAYER_DROP, Contrastive, Ctc, one_by_one, skipped_blocks
-from w2vtool.schema import Architecture, ObjectiveConfig
+from w2vtool.schema import ObjectiveConfig
 from w2vtool.text import Tokens
 
 torch.set_num_threads(1)

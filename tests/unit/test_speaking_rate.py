@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from w2vtool import checkpoint, registry
-from w2vtool.schema import Architecture
+from w2vtool.architecture import Architecture
 from w2vtool.testing import check_task
 from w2vtool.text import Tokens
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from w2vtool.architecture import Architecture
 from w2vtool.checkpoint import Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.interop.names import export_state
 from w2vtool.interop.strangers import refuse
-from w2vtool.schema import Architecture
 from w2vtool.text import Tokens
 
 NOT_OURS = "a {} checkpoint, not wav2vec 2.0"

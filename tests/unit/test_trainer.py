@@ -18,13 +18,14 @@ import toys
 from torch import nn
 
 from w2vtool import checkpoint, manifest, training
+from w2vtool.architecture import Dropouts
 from w2vtool.batches import Batch, ctc_batch, pretrain_batch
 from w2vtool.errors import CheckpointError, DataError, Stopped
 from w2vtool.losses import Loss
 from w2vtool.objectives import Contrastive, Ctc
 from w2vtool.optim import learning_rate
 from w2vtool.run import Stop
-from w2vtool.schema import Dropouts, LoopConfig, MaskConfig, ObjectiveConfig, OptimConfig
+from w2vtool.schema import LoopConfig, MaskConfig, ObjectiveConfig, OptimConfig
 from w2vtool.trainer import Training, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,11 +9,12 @@ import torch
 import toys
 
 from w2vtool import checkpoint
+from w2vtool.architecture import Dropouts, ModelConfig
 from w2vtool.checkpoint import Spec
 from w2vtool.errors import CheckpointError, ConfigError
 from w2vtool.manifest import Manifest
 from w2vtool.model.heads import CtcModel
-from w2vtool.schema import Dropouts, ModelConfig, TextConfig
+from w2vtool.schema import TextConfig
 from w2vtool.text import Tokens
 from w2vtool.training import Start, build, fresh_parts, initial, tokens
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from w2vtool.architecture import Architecture
 from w2vtool.checkpoint import Checkpoint, Spec
 from w2vtool.errors import CheckpointError, DataError
 from w2vtool.interop import fairseq_options, shapes, strangers
@@ -34,7 +35,6 @@ from w2vtool.interop.names import (
     vocabulary,
 )
 from w2vtool.run import jsonable
-from w2vtool.schema import Architecture
 from w2vtool.text import SPECIALS, Tokens
 
 _CTC = "w2v_encoder."

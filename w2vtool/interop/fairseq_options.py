@@ -13,10 +13,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from w2vtool.architecture import Architecture, ConvLayer
 from w2vtool.checkpoint import Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.interop.shapes import MAX_CONVS
-from w2vtool.schema import Architecture, ConvLayer
 
 _EXTRACTORS = {"default": "group", "layer_norm": "layer"}
 _ONLY = {  # the value of an option that makes our network

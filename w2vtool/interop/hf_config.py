@@ -13,13 +13,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from w2vtool.architecture import Architecture
 from w2vtool.checkpoint import Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.interop.hf_vocabulary import special_rows
 from w2vtool.interop.names import Hints, agreed
 from w2vtool.interop.shapes import MAX_BLOCKS, unfit
 from w2vtool.model.encoder import NORM_EPS
-from w2vtool.schema import Architecture
 
 CLASSES = {
     "pretrain": "Wav2Vec2ForPreTraining",

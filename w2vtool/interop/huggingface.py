@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from w2vtool.architecture import Architecture
 from w2vtool.checkpoint import Checkpoint, Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.interop import strangers
@@ -41,7 +42,6 @@ from w2vtool.interop.names import (
     vocabulary,
     with_blank,
 )
-from w2vtool.schema import Architecture
 from w2vtool.text import Tokens
 
 __all__ = ["LanguageModelFiles", "pad_row", "read", "read_vocabulary", "write"]

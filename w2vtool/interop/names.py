@@ -18,9 +18,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from w2vtool.architecture import Architecture
 from w2vtool.checkpoint import Checkpoint, Spec
 from w2vtool.errors import CheckpointError
-from w2vtool.schema import Architecture
 from w2vtool.text import SPECIALS, Tokens
 
 Toolkit = Literal["fairseq", "hf", "torchaudio"]

@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
+from w2vtool.architecture import Architecture
 from w2vtool.errors import CheckpointError
 from w2vtool.interop.names import Hints, Toolkit, names_of
-from w2vtool.schema import Architecture
 
 MAX_BLOCKS = 256  # the deepest published network has 48
 MAX_CONVS = 100

@@ -18,6 +18,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from w2vtool.architecture import Architecture
 from w2vtool.checkpoint import Checkpoint, Spec
 from w2vtool.errors import CheckpointError, DataError
 from w2vtool.interop import shapes, strangers
@@ -33,7 +34,6 @@ from w2vtool.interop.names import (
     vocabulary,
     with_blank,
 )
-from w2vtool.schema import Architecture
 from w2vtool.text import SPECIALS, Case, Tokens
 
 _BLANK = "-"  # what torchaudio's labels call it

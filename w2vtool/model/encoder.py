@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from w2vtool.architecture import Architecture, Dropouts
 from w2vtool.model import kernels
-from w2vtool.schema import Architecture, Dropouts
 
 NARROW = 16  # channels
 # Channels from which on CPUs convolutions are quicker as matrix products: about three times in bf16

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from w2vtool.architecture import Architecture, Dropouts
 from w2vtool.losses import contrastive_logits
 from w2vtool.model.encoder import Wav2Vec2
 from w2vtool.model.kernels import Dropout
 from w2vtool.model.quantizer import Quantizer
-from w2vtool.schema import Architecture, Dropouts
 
 
 class PretrainOutput(NamedTuple):

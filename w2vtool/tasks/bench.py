@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+from w2vtool.architecture import Dropouts, ModelConfig
 from w2vtool.schema import (
     Config,
-    Dropouts,
     LoopConfig,
     MaskConfig,
-    ModelConfig,
     ObjectiveConfig,
     OptimConfig,
     knob,

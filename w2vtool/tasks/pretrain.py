@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from w2vtool.architecture import Dropouts, ModelConfig
 from w2vtool.schema import (
     Config,
     DataConfig,
-    Dropouts,
     LoopConfig,
     MaskConfig,
-    ModelConfig,
     ObjectiveConfig,
     OptimConfig,
     TextConfig,
