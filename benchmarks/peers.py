@@ -32,8 +32,8 @@ import tones  # noqa: E402
 import torch  # noqa: E402
 
 from w2vtool import bench_machine, provenance  # noqa: E402
+from w2vtool.architecture import ModelConfig  # noqa: E402
 from w2vtool.device import choose, inference_precision  # noqa: E402
-from w2vtool.schema import ModelConfig  # noqa: E402
 
 CASES = ("pretrain-fp32", "pretrain-bf16", "infer-fp32", "infer-default")
 PRECISIONS: dict[str, Any] = {"fp32": "float32", "bf16": "bf16", "default": "auto"}
