@@ -10,13 +10,12 @@ is renamed to ``<step>~<stamp>``, never overwritten; a lock keeps a second proce
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
-import platform
 import signal
 import tempfile
 import threading
@@ -28,6 +27,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from w2vtool import provenance
 from w2vtool.errors import ConfigError, Stopped
+from w2vtool.lock import Lock
 
 if TYPE_CHECKING:
     from w2vtool.config import Recipe
@@ -82,7 +82,7 @@ class Run:
         self._parent, self._stop, self._polled = parent, Stop(), False
         self._console: Console | None = parent._console if parent else None
         self._facts: dict[str, Any] = {}
-        self._lock: IO[str] | None = None
+        self._lock: Lock | None = None
         self._metrics: IO[str] | None = None
         self._log: logging.Handler | None = None
         self._old_handlers: dict[int, Any] = {}
@@ -169,7 +169,12 @@ class Run:
                 self._facts["error"] = f"{type(error).__name__}: {error}"
             self._facts["summary"] = self.summary
             self._facts["versions"] = provenance.versions()  # torch was imported since
-            self._save()
+            try:
+                self._save()
+            except OSError as failed:  # what the task has done, or why it ended, matters more
+                self.say(
+                    f"warning: run.json cannot be written ({failed.strerror}): it says running"
+                )
         self._close()
 
     def _create(self) -> None:
@@ -182,10 +187,10 @@ class Run:
             hint = "choose another --run-dir, or move what is there"
             raise ConfigError(f"not a run folder, and not empty: {folder}", hint=hint)
         if old is not None and not self.resume:
-            _lock(folder).close()  # raises if a live process has it
+            Lock(folder, self.say).close()  # raises if a live process has it
             _move_away(folder, old)
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(folder)
+        self._lock = Lock(folder, self.say)
         self._facts = {**self._provenance(), **self._facts}
         if old is not None and self.resume:
             self._facts["resumed_from"] = [
@@ -203,7 +208,7 @@ class Run:
         if self._config_text:
             write_atomic(folder / "config.yaml", self._config_text)
         self._save()
-        self._log = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        self._log = _LogFile(folder / "log.txt", encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(self._log)
 
@@ -227,11 +232,18 @@ class Run:
     def _close(self) -> None:
         if self._log is not None:
             logging.getLogger().removeHandler(self._log)
-            self._log.close()
-        for file in (self._metrics, self._lock):
+        for file in (self._log, self._metrics, self._lock):
             if file is not None:
-                file.close()
+                with contextlib.suppress(OSError):  # lines that a full disk refused until now
+                    file.close()
         self._log = self._metrics = self._lock = None
+
+
+class _LogFile(logging.FileHandler):
+    """log.txt; a line that a full disk refuses is on the terminal already."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing: the standard one prints a traceback for each line."""
 
 
 def record(folder: Path) -> dict[str, Any] | None:
@@ -334,25 +346,6 @@ def _status(error: BaseException | None) -> str:
     if isinstance(error, SystemExit):  # ours, from a signal, or a task that called sys.exit
         return "interrupted" if error.code == 128 + signal.SIGTERM else "failed"
     return "interrupted" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed"
-
-
-def _lock(folder: Path) -> IO[str]:
-    """An open, locked file; the lock goes with the process. Raises ConfigError if it is taken."""
-    file = (folder / ".lock").open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        owner = file.read().strip() or "unknown"
-        file.close()
-        hint = "wait for it, stop it, or choose another --run-dir"
-        raise ConfigError(f"in use by process {owner}", where=str(folder), hint=hint) from None
-    # the lock stays while any process has the file open: a loader that outlives a killed run, too
-    os.register_at_fork(after_in_child=file.close)
-    file.truncate(0)
-    file.write(f"{os.getpid()} on {platform.node()}\n")
-    file.flush()
-    return file
 
 
 def _move_away(folder: Path, old: Mapping[str, Any]) -> None:

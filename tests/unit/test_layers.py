@@ -14,15 +14,10 @@ PACKAGE = ROOT / "w2vtool"
 HEAVY = {"torch", "torchaudio", "numpy", "sentencepiece", "kenlm", "soundfile", "safetensors"}
 # listings import these; they may not load pydantic
 LIGHT = {"__init__", "__main__", "api", "cli", "commands", "config", "console", "errors", "fields"}
-LIGHT |= {"jobs", "nodes", "provenance", "registry", "render", "run", "task"}
+LIGHT |= {"jobs", "lock", "nodes", "provenance", "registry", "render", "run", "task"}
 SHELL = LIGHT | {"architecture", "schema", "testing", "typed"}
-FOR_ALL = {
-    "architecture",
-    "errors",
-    "schema",
-    "run",
-    "task",
-}  # what core and tasks may import of the shell
+# what core and tasks may import of the shell
+FOR_ALL = {"architecture", "errors", "schema", "run", "task"}
 
 
 class Import(NamedTuple):

@@ -248,3 +248,21 @@ def test_what_json_cannot_hold_is_an_error() -> None:
     }
     with pytest.raises(TypeError, match="object does not fit in JSON"):
         jsonable({"a": object()})
+
+
+def test_a_full_disk_at_the_end_hides_neither_the_result_nor_the_error(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Run("toy", tmp_path / "toy") as run:
+        assert run.folder
+        run.metrics(1, {"loss": 1.0})
+        monkeypatch.setattr("w2vtool.run.write_atomic", full)
+    assert "run.json cannot be written (No space left" in capsys.readouterr().err
+    monkeypatch.undo()
+    with pytest.raises(Stopped), Run("toy", tmp_path / "toy", resume=True) as run:
+        assert run.folder
+        monkeypatch.setattr("w2vtool.run.write_atomic", full)
+        raise Stopped(15)
