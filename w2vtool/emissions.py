@@ -11,9 +11,9 @@ with layer norms may be padded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +26,12 @@ from w2vtool.errors import DataError
 from w2vtool.manifest import Manifest, Rejected, Utterance
 from w2vtool.model.encoder import Wav2Vec2, normalize
 from w2vtool.model.heads import CtcModel
+from w2vtool.parts import PART_ROWS
 from w2vtool.splits import known, remarks
 
 Job = tuple[Manifest, Utterance]
 Precision = Literal["float32", "bf16"]
 T = TypeVar("T")
-CHUNK_ROWS = 256  # rows that are sorted by length, and held, together
 
 
 def open_inputs(
@@ -62,6 +62,26 @@ def open_inputs(
     for text in remarks(built):
         say(text)
     return [(opened[path], row) for path in inputs for row in opened[path].rows]
+
+
+def identify(job: Job) -> dict[str, Any]:
+    """What a row is, for ``parts.cut``: all that the manifest says, and the size of the file."""
+    source, row = job
+    path = source.audio_path(row)
+    try:
+        size = path.stat().st_size
+    except OSError:  # reading it will say so
+        size = None
+    return {**asdict(row), "audio": str(path.absolute()), "bytes": size}
+
+
+def alone(rows: Sequence[Job]) -> list[Job]:
+    """The rows without the rest of their manifests, to be sent to other processes."""
+    sources: dict[Path, Manifest] = {}
+    for source, _ in rows:
+        if source.path not in sources:
+            sources[source.path] = Manifest(source.path.absolute(), [], source.sha256)
+    return [(sources[source.path], row) for source, row in rows]
 
 
 def _scan(paths: Sequence[Path]) -> dict[Path, corpora.Scan]:
@@ -107,8 +127,8 @@ def over(
     model.to(device).eval()
     if precision == "bf16":
         halve(body)
-    for start in range(0, len(rows), CHUNK_ROWS):
-        chunk = rows[start : start + CHUNK_ROWS]
+    for start in range(0, len(rows), PART_ROWS):  # sorted by length, and held, together
+        chunk = rows[start : start + PART_ROWS]
         results: dict[int, T] = {}
         for batch in _batches(chunk, body, batch_seconds):
             waves = [wave for _, wave in batch]

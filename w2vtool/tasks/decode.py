@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from w2vtool.errors import ConfigError, DataError, Stopped
+from w2vtool.errors import ConfigError, DataError
 from w2vtool.schema import Config, DataConfig, TextConfig, knob
 from w2vtool.task import Task
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from w2vtool.decoder.greedy import Hypothesis
     from w2vtool.emissions import Job
     from w2vtool.manifest import Utterance
+    from w2vtool.parts import Compute
     from w2vtool.run import Run
     from w2vtool.text import Tokens
 
@@ -70,34 +73,84 @@ class DecodeConfig(Config):
         "auto", "Arithmetic of the network; auto is bf16 where the device computes in it."
     )
     batch_seconds: float = knob(60.0, "Audio in one batch.", unit="s", gt=0)
-    jobs: int = knob(2, "Processes that check audio files and folders.", ge=1)
+    jobs: int = knob(1, "Processes that compute; they share the CPU's cores, or the GPUs.", ge=1)
+    engine: Literal["local", "ray"] = knob(
+        "local", "Where the processes run: on this machine, or on the cluster of RAY_ADDRESS."
+    )
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What is done to each part: log-probabilities are searched, and scored."""
+
+    config: DecodeConfig
+    precision: Literal["float32", "bf16"]
+
+    def start(self, device: str) -> Compute:
+        """Load the network and what the search needs, once."""
+        from w2vtool import checkpoint, emissions
+        from w2vtool.device import choose
+
+        loaded = checkpoint.load(self.config.checkpoint)
+        model, tokens = loaded.ctc(), loaded.spec.tokens
+        assert tokens is not None
+        search = make_search(self.config, tokens)
+
+        def compute(rows: Sequence[Job]) -> Iterator[dict[str, Any]]:
+            stream = emissions.log_probabilities(
+                rows,
+                model,
+                device=choose(device),
+                batch_seconds=self.config.batch_seconds,
+                precision=self.precision,
+            )
+            for row, logp_TV in stream:
+                yield describe(row, search(logp_TV), loaded.spec.case)
+
+        return compute
 
 
 def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
     """Run the model over the rows, search, score and write."""
-    from w2vtool import checkpoint, emissions
+    from w2vtool import checkpoint, emissions, engines, parts
     from w2vtool.device import choose, inference_precision
 
     loaded = checkpoint.load(config.checkpoint)
-    model = loaded.ctc()
-    assert loaded.spec.tokens is not None
-    search = make_search(config, loaded.spec.tokens)
+    loaded.ctc()
     rows = open_rows(config, run)
     seconds = sum(row.duration for _, row in rows)
-    device = choose(config.device)
-    precision = inference_precision(config.precision, device)
+    precision = inference_precision(config.precision, choose(config.device))
     run.note(checkpoint=str(loaded.path), search=search_name(config), precision=precision)
-    results: list[dict[str, Any]] = []
+    what = {
+        "checkpoint": checkpoint.fingerprint(loaded.path),
+        "precision": precision,
+        "search": search_name(config),
+        "batch": config.batch_seconds,
+        "beam": config.beam.model_dump(),
+        "files": [read_from(path) for path in (config.lm, config.lexicon)],
+    }
+    lines: list[dict[str, Any]] = []
     with run.progress(len(rows), "decoding", "utterances") as bar:
-        stream = emissions.log_probabilities(
-            rows, model, device=device, batch_seconds=config.batch_seconds, precision=precision
-        )
-        for row, logp_TV in stream:
-            results.append(describe(row, search(logp_TV), loaded.spec.case))
-            bar.update(len(results))
-            if run.stop.signal is not None:
-                raise Stopped(run.stop.signal)
-    return report(results, seconds, config, run)
+        for found in engines.run(
+            Decoding(config, precision),
+            parts.cut(emissions.alone(rows), what, emissions.identify),
+            run.folder / "parts",
+            engine=config.engine,
+            jobs=config.jobs,
+            device=config.device,
+            on_progress=bar.update,
+            stop=run.stop,
+        ):
+            lines += found
+    return report(lines, seconds, config, run)
+
+
+def read_from(path: Path | None) -> tuple[str, int, int] | None:
+    """A file as it is now, to tell whether it has changed."""
+    if path is None or not path.exists():  # reading it will say so
+        return None
+    there = path.stat()
+    return str(path.absolute()), there.st_size, there.st_mtime_ns
 
 
 def search_name(config: DecodeConfig) -> str:
@@ -173,7 +226,7 @@ def open_rows(config: DecodeConfig, run: Run) -> list[Job]:
     from w2vtool import emissions, splits
 
     if config.inputs:
-        return emissions.open_inputs(config.inputs, jobs=config.jobs, say=run.say)
+        return emissions.open_inputs(config.inputs, jobs=max(2, config.jobs), say=run.say)
     if not getattr(config.data, config.split):
         raise ConfigError(
             "nothing to transcribe", hint="name audio files, folders or manifests (.jsonl)"
@@ -243,6 +296,8 @@ TASK = Task(
         "--split": "split",
         "--device": "device",
         "--precision": "precision",
+        "--jobs": "jobs",
+        "--engine": "engine",
     },
     inputs="inputs",
     example="w2vtool decode --checkpoint runs/demo/finetune-ctc --lm runs/demo/lm/lm.arpa "

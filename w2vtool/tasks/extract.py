@@ -2,24 +2,29 @@
 
 Goes in: any checkpoint, and audio files, folders or manifests. Goes out: ID.safetensors with all
 layers, or ID.LAYER.npy for each, and index.jsonl that says for every utterance where its features
-are, and their shapes. Files that are there already, from the same checkpoint, are not made again.
+are, and their shapes. Parts that are done already, of the same audio with the same checkpoint, are
+not done again: OUT/parts has a file for each.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from w2vtool.errors import ConfigError, DataError, Stopped
+from w2vtool.errors import ConfigError, DataError
 from w2vtool.schema import Config, knob
 from w2vtool.task import Task
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from w2vtool.emissions import Job
     from w2vtool.manifest import Utterance
+    from w2vtool.parts import Compute
     from w2vtool.run import Run
 
 
@@ -43,54 +48,99 @@ class ExtractConfig(Config):
         "written as float32 in any case.",
     )
     batch_seconds: float = knob(60.0, "Audio in one batch.", unit="s", gt=0)
-    jobs: int = knob(2, "Processes that check audio files and folders.", ge=1)
+    jobs: int = knob(1, "Processes that compute; they share the CPU's cores, or the GPUs.", ge=1)
+    engine: Literal["local", "ray"] = knob(
+        "local", "Where the processes run: on this machine, or on the cluster of RAY_ADDRESS."
+    )
+
+
+@dataclass(frozen=True)
+class Extracting:
+    """What is done to each part: the network is run, files are written, index lines come out."""
+
+    config: ExtractConfig
+    names: tuple[str, ...]
+    precision: Literal["float32", "bf16"]
+
+    def start(self, device: str) -> Compute:
+        """Load the network once."""
+        from w2vtool import checkpoint, emissions
+        from w2vtool.device import choose
+
+        loaded = checkpoint.load(self.config.checkpoint)
+        model, names = loaded.model().wav2vec2, list(self.names)
+
+        def compute(rows: Sequence[Job]) -> Iterator[dict[str, Any]]:
+            stream = emissions.layers(
+                rows,
+                model,
+                names,
+                device=choose(device),
+                batch_seconds=self.config.batch_seconds,
+                precision=self.precision,
+            )
+            for row, arrays in stream:
+                files = files_of(self.config, row.id, names)
+                write_features(files, arrays, str(self.config.checkpoint))
+                shapes = {name: list(array.shape) for name, array in arrays.items()}
+                yield index_line(self.config, row, names, shapes)
+
+        return compute
 
 
 def extract(config: ExtractConfig, run: Run) -> dict[str, Any]:
     """Run the network over what is not there yet, write features, then the index."""
-    from w2vtool import checkpoint, emissions
+    from w2vtool import checkpoint, emissions, engines, parts
     from w2vtool.device import choose, inference_precision
     from w2vtool.run import write_atomic
 
     loaded = checkpoint.load(config.checkpoint)
     names = layer_names(config.layers, loaded.spec.architecture.layers)
-    rows = emissions.open_inputs(config.inputs, jobs=config.jobs, say=run.say)
+    rows = emissions.open_inputs(config.inputs, jobs=max(2, config.jobs), say=run.say)
     check_ids([row.id for _, row in rows])
-    device = choose(config.device)
-    precision = inference_precision(config.precision, device)
-    weights = checkpoint.fingerprint(loaded.path)
-    claim(config, names, {"checkpoint_sha256": weights, "precision": precision})
-    shapes = {row.id: read_shapes(files_of(config, row.id, names)) for _, row in rows}
-    left = [(source, row) for source, row in rows if not shapes[row.id]]
-    done = len(rows) - len(left)
-    if done:
-        run.say(f"{done} of {len(rows)} utterances are there already")
-    model = loaded.model().wav2vec2
+    precision = inference_precision(config.precision, choose(config.device))
+    source = {
+        "checkpoint_sha256": checkpoint.fingerprint(loaded.path),
+        "precision": precision,
+    }
+    if run.rank == 0:
+        claim(config, names, source)
+    if run.world == 1:
+        for path in config.out.rglob(".*.part"):  # half a file, of a process that was killed
+            path.unlink(missing_ok=True)
+    what = {"layers": names, "format": config.format, "batch": config.batch_seconds, **source}
+    cut = parts.cut(emissions.alone(rows), what, emissions.identify)
+    folder = config.out / "parts"
+    for part in cut[run.rank :: run.world]:
+        complete = all(read_shapes(files_of(config, row.id, names)) for _, row in part.rows)
+        if not complete:  # features have gone, or were cut short by another program
+            part.path(folder).unlink(missing_ok=True)
+    there = sum(len(part.rows) for part in cut if parts.is_done(folder, part))
+    if there:
+        run.say(f"{there} of {len(rows)} utterances are there already")
+    lines: list[dict[str, Any]] = []
     with run.progress(len(rows), "extracting", "utterances") as bar:
-        stream = emissions.layers(
-            left,
-            model,
-            names,
-            device=device,
-            batch_seconds=config.batch_seconds,
-            precision=precision,
-        )
-        for row, arrays in stream:
-            write_features(files_of(config, row.id, names), arrays, str(loaded.path))
-            shapes[row.id] = {name: list(array.shape) for name, array in arrays.items()}
-            done += 1
-            bar.update(done)
-            if run.stop.signal is not None:
-                raise Stopped(run.stop.signal)
+        for found in engines.run(
+            Extracting(config, tuple(names), precision),
+            cut,
+            folder,
+            engine=config.engine,
+            jobs=config.jobs,
+            device=config.device,
+            on_progress=bar.update,
+            stop=run.stop,
+        ):
+            lines += found
     index = config.out / "index.jsonl"
-    lines = [index_line(config, row, names, shapes[row.id]) for _, row in rows]
-    write_atomic(index, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    if run.rank == 0:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_atomic(index, text)
     seconds = round(sum(row.duration for _, row in rows), 2)
     run.result(f"{len(rows)} utterances, layers {', '.join(names)}: {index}")
     return {
         "index": str(index),
         "utterances": len(rows),
-        "extracted": len(left),
+        "extracted": len(rows) - there,
         "audio_s": seconds,
     }
 
@@ -113,7 +163,7 @@ def claim(config: ExtractConfig, names: list[str], source: dict[str, str]) -> No
     """Note in the folder what it holds. Raises ConfigError when it holds something else."""
     from w2vtool.run import write_atomic
 
-    wanted = {"layers": names, "format": config.format, **source}
+    wanted = {"layers": names, "format": config.format, "hop_seconds": 0.02, **source}
     path = config.out / "features.json"
     config.out.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -185,7 +235,8 @@ def write_features(files: dict[str, Path], arrays: dict[str, np.ndarray], source
         else:  # the same file for all layers
             # safetensors writes the memory of an array as it lies, transposed or not
             whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-            write_atomic(path, save(whole, {"checkpoint": source, "hop_seconds": "0.02"}))
+            # one entry only: with more, their order is another one every time
+            write_atomic(path, save(whole, {"checkpoint": source}))
             return
 
 
@@ -219,6 +270,8 @@ TASK = Task(
         "--format": "format",
         "--device": "device",
         "--precision": "precision",
+        "--jobs": "jobs",
+        "--engine": "engine",
     },
     inputs="inputs",
     example="w2vtool extract --checkpoint runs/demo/pretrain --layers conv,2,final "

@@ -1,0 +1,55 @@
+"""Work for the engines' tests, in a module that other processes can import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from w2vtool.errors import DataError
+from w2vtool.parts import Compute
+
+
+@dataclass(frozen=True)
+class Squares:
+    """The squares of numbers; each is noted in ``notes``, so that a test can count what was done.
+
+    A number in ``deadly`` kills its process the first time that it is met, ``always`` every time;
+    one in ``bad`` cannot be squared; ``slow`` takes a second for each.
+    """
+
+    notes: Path
+    deadly: tuple[int, ...] = ()
+    always: bool = False
+    bad: tuple[int, ...] = ()
+    slow: bool = False
+
+    def start(self, device: str) -> Compute:
+        def compute(rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+            for row in rows:
+                self.meet(row)
+                yield {"id": row, "square": row * row}
+
+        return compute
+
+    def meet(self, row: int) -> None:
+        before = self.notes / f"met-{row}"
+        first = not before.exists()
+        before.touch()
+        with (self.notes / "all").open("a") as file:
+            file.write(f"{row}\n")
+        if row in self.deadly and (first or self.always):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if row in self.bad:
+            raise DataError(f"{row} cannot be squared", where="numbers.txt:7", hint="leave it out")
+        if self.slow:
+            time.sleep(1)
+
+    def done(self) -> list[int]:
+        """All numbers that were met, as often as they were."""
+        path = self.notes / "all"
+        return sorted(map(int, path.read_text().split())) if path.exists() else []

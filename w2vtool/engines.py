@@ -1,0 +1,295 @@
+"""Where the parts of a job run: here, in a pool of processes, under torchrun, or on Ray.
+
+Goes in: ``Work`` and its ``Part``s. Goes out: a finished file for every part, and their lines.
+Parts, files and results are the same on every engine, so that a job which was stopped on one can be
+finished on another.
+
+Why Ray, and no scheduler of our own: it restarts processes that die and knows the machines of a
+cluster. Its processes write into the same folder, which all machines must see.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from w2vtool import device as devices
+from w2vtool.errors import ConfigError, DataError, Stopped
+from w2vtool.parts import Compute, Line, Part, Work, is_done, read, write
+
+log = logging.getLogger(__name__)
+
+Engine = Literal["local", "ray"]
+Tick = Callable[[int], None]
+ATTEMPTS = 3  # pools that may lose a process before the job ends
+POLL_SECONDS = 0.5  # how soon a signal is heard
+
+
+def run(
+    work: Work,
+    parts: Sequence[Part],
+    folder: Path,
+    *,
+    engine: Engine = "local",
+    jobs: int = 1,
+    device: str = "auto",
+    on_progress: Tick = lambda done: None,
+    stop: Any = None,
+) -> Iterator[list[Line]]:
+    """Do the parts that are not done, then give the lines of every part, in order.
+
+    Under torchrun each process does its share, and only the first one gives lines. ``stop`` is a
+    ``run.Stop``. Raises Stopped when a signal came (finished parts stay), what the work raises, and
+    DataError when processes die again and again.
+    """
+    with devices.processes(devices.choose(device)) as (rank, world):
+        mine = [part for part in parts if part.number % world == rank]
+        left = [part for part in mine if not is_done(folder, part)]
+        count = _Count(sum(len(part.rows) for part in mine if part not in left), on_progress)
+        if left and engine == "ray":
+            _on_ray(work, left, folder, jobs, device, count, stop)
+        elif left and jobs > 1:
+            _in_pool(work, left, folder, jobs, device, count, stop)
+        elif left:
+            _here(work, left, folder, device, count, stop)
+        devices.add_up(torch.zeros(1, device=devices.choose(device)))  # all have finished
+        for part in parts if rank == 0 else ():
+            lines = read(folder, part)
+            if lines is None:
+                what = "a finished part has gone, or does not show what was written"
+                raise DataError(what, where=str(part.path(folder)), hint="run the command again")
+            yield lines
+
+
+class _Count:
+    """Rows that are done, told as they come."""
+
+    def __init__(self, done: int, tell: Tick) -> None:
+        self.done, self.tell = done, tell
+        tell(done)
+
+    def add(self, rows: int) -> None:
+        self.done += rows
+        self.tell(self.done)
+
+
+def _stopped(stop: Any) -> None:
+    if stop is not None and stop.signal is not None:
+        raise Stopped(stop.signal)
+
+
+def _here(
+    work: Work, parts: Sequence[Part], folder: Path, device: str, count: _Count, stop: Any
+) -> None:
+    """One after the other, in this process."""
+    compute = work.start(device)
+    for part in parts:
+        lines = []
+        for line in compute(part.rows):
+            lines.append(line)
+            count.add(1)
+            _stopped(stop)
+        write(folder, part, lines)
+
+
+# -- a pool of processes --------------------------------------------------------------------------
+
+
+class _Cancelled(Exception):
+    """The parent wants no more of this part."""
+
+
+def _in_pool(
+    work: Work,
+    parts: Sequence[Part],
+    folder: Path,
+    jobs: int,
+    device: str,
+    count: _Count,
+    stop: Any,
+) -> None:
+    """In ``jobs`` processes, which share the CPU's cores, or the GPUs."""
+    for attempt in range(1, ATTEMPTS + 1):
+        left = [part for part in parts if not is_done(folder, part)]
+        try:
+            _pool_once(work, left, folder, min(jobs, len(left)), device, count, stop)
+        except BrokenProcessPool:
+            log.warning("a process died (attempt %d of %d)", attempt, ATTEMPTS)
+        else:
+            return
+    raise DataError(
+        f"processes of this job have died {ATTEMPTS} times",
+        hint="out of memory? lower --jobs or batch_seconds; what is done is kept",
+    )
+
+
+def _pool_once(
+    work: Work,
+    parts: Sequence[Part],
+    folder: Path,
+    jobs: int,
+    device: str,
+    count: _Count,
+    stop: Any,
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    cancel, number = context.Event(), context.Value("i", 0)
+    settings = (work, folder, device, jobs, cancel, number)
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_open, initargs=settings
+    ) as pool:
+        waiting: dict[Future[None], Part] = {pool.submit(_do, part): part for part in parts}
+        try:
+            while waiting:
+                done, _ = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
+                for future in done:
+                    part = waiting.pop(future)
+                    future.result()
+                    count.add(len(part.rows))
+                _stopped(stop)
+        except BaseException:
+            cancel.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+class _Process:
+    """What a process of the pool keeps."""
+
+    compute: Compute
+    folder: Path
+    cancel: Any
+
+
+def _open(work: Work, folder: Path, device: str, jobs: int, cancel: Any, number: Any) -> None:
+    """Start a process: signals are the parent's, and it ends with the parent."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    with number.get_lock():
+        mine, number.value = number.value, number.value + 1
+    _Process.compute = work.start(_share(device, mine, jobs))
+    _Process.folder, _Process.cancel = folder, cancel
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
+def _share(device: str, number: int, jobs: int) -> str:
+    """The device of process ``number``; processes on a CPU divide its cores."""
+    chosen = devices.choose(device)
+    if chosen.type == "cuda":
+        return f"cuda:{number % torch.cuda.device_count()}"
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
+    return device
+
+
+def _do(part: Part) -> None:
+    lines = []
+    for line in _Process.compute(part.rows):
+        lines.append(line)
+        if _Process.cancel.is_set():
+            raise _Cancelled
+    write(_Process.folder, part, lines)
+
+
+# -- Ray ------------------------------------------------------------------------------------------
+
+
+class _Actor:
+    """A process of a Ray cluster; Ray starts it again where it dies."""
+
+    def __init__(self, work: Work, folder: Path, device: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.compute, self.folder = work.start(device), folder
+
+    def ready(self) -> None:
+        """Answer, once there is a place to run on."""
+
+    def do(self, part: Part) -> None:
+        """Finish a part."""
+        if not is_done(self.folder, part):  # Ray repeats what it has not heard the end of
+            write(self.folder, part, list(self.compute(part.rows)))
+
+    def pid(self) -> int:
+        """For tests that kill it."""
+        return os.getpid()
+
+
+def _on_ray(
+    work: Work,
+    parts: Sequence[Part],
+    folder: Path,
+    jobs: int,
+    device: str,
+    count: _Count,
+    stop: Any,
+) -> None:
+    """On the cluster that RAY_ADDRESS names, or on a Ray of this machine."""
+    ray = _ray()
+    gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0) > 0)
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if not gpus else 1
+    actor = ray.remote(
+        num_cpus=1 if gpus else threads, num_gpus=gpus, max_restarts=-1, max_task_retries=-1
+    )(_Actor)
+    actors = [
+        actor.remote(work, folder.absolute(), "auto" if gpus else "cpu", threads)
+        for _ in range(min(jobs, len(parts)))
+    ]
+    waiting: dict[Any, tuple[Any, Part | None]] = {a.ready.remote(): (a, None) for a in actors}
+    queue = list(reversed(parts))
+    done = 0
+    try:
+        while done < len(parts):
+            _stopped(stop)
+            finished, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL_SECONDS)
+            for reference in finished:
+                process, part = waiting.pop(reference)
+                _get(ray, reference)
+                if part is not None:
+                    done += 1
+                    count.add(len(part.rows))
+                if queue:  # an actor without a place is never given a part
+                    part = queue.pop()
+                    waiting[process.do.remote(part)] = (process, part)
+    finally:
+        for process in actors:
+            ray.kill(process)
+
+
+def _get(ray: Any, reference: Any) -> None:
+    """Raise what the work has raised, as it was."""
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayActorError as error:
+        raise DataError(f"a process of the Ray cluster cannot start: {error}") from error
+
+
+def _ray() -> Any:
+    """Ray, connected. Raises ConfigError where it is not installed."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            f"engine: ray, and Ray cannot be imported ({error})",
+            hint="pip install 'w2vtool[ray]', or engine=local",
+        ) from error
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    return ray
