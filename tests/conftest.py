@@ -74,3 +74,18 @@ def tiny_pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import toys
 
     return toys.save(tmp_path_factory.mktemp("runs") / "pretrain", "pretrain")
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Look-alikes of published corpora, each made once; tests do not change them."""
+    import lookalikes
+
+    roots: dict[str, Path] = {}
+
+    def root(name: str) -> Path:
+        if name not in roots:
+            roots[name] = lookalikes.make(name, tmp_path_factory.mktemp(name))
+        return roots[name]
+
+    return root

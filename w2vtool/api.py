@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         Stopped,
         UserError,
     )
-    from w2vtool.manifest import Manifest, Utterance
+    from w2vtool.manifest import Candidate, Manifest, Rejected, Utterance
     from w2vtool.run import Run, file_sha256, write_atomic
     from w2vtool.schema import Config, DataConfig, TextConfig, knob
     from w2vtool.task import API, Task
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "API": "task",
+    "Candidate": "manifest",
     "CheckpointError": "errors",
     "Config": "schema",
     "ConfigError": "errors",
@@ -37,6 +38,7 @@ _HOMES = {
     "Manifest": "manifest",
     "ModelConfig": "architecture",
     "PluginError": "errors",
+    "Rejected": "manifest",
     "Run": "run",
     "Stopped": "errors",
     "Task": "task",
@@ -52,6 +54,7 @@ _MODULES = ("audio", "checkpoint", "device", "emissions", "manifest", "score")
 
 __all__ = [
     "API",
+    "Candidate",
     "CheckpointError",
     "Config",
     "ConfigError",
@@ -60,6 +63,7 @@ __all__ = [
     "Manifest",
     "ModelConfig",
     "PluginError",
+    "Rejected",
     "Run",
     "Stopped",
     "Task",

@@ -27,7 +27,7 @@ import numpy as np
 
 from w2vtool.audio import SAMPLE_RATE, AudioError, load
 from w2vtool.errors import DataError
-from w2vtool.survey import Inspected, inspect_all
+from w2vtool.survey import Inspected, inspect_all, inspect_piece
 from w2vtool.text import frames_needed, letters
 
 SHOWN_PROBLEMS = 20
@@ -278,6 +278,10 @@ class Candidate(NamedTuple):
     text: str | None = None
     speaker: str | None = None
     where: str = ""  # file:line of the transcript
+    offset: float = 0.0  # seconds
+    duration: float | None = None  # seconds; None is all that follows
+    lang: str | None = None
+    extra: Mapping[str, Any] = {}  # other labels, such as emotion
 
 
 class Rejected(NamedTuple):
@@ -320,7 +324,8 @@ def build(
     built = Built()
     ids: dict[str, Path] = {}
     twins: dict[bytes, str] = {}
-    found = inspect_all([candidate.path for candidate in candidates], jobs=jobs)
+    pieces = [(item.path, item.offset, item.duration) for item in candidates]
+    found = inspect_all(pieces, jobs=jobs, inspect=inspect_piece)
     for done, (candidate, file) in enumerate(zip(candidates, found, strict=True), start=1):
         reason, detail = _objection(candidate, file, ids)
         if reason:
@@ -354,6 +359,7 @@ def _objection(candidate: Candidate, file: Inspected, ids: Mapping[str, Path]) -
 def _accept(built: Built, candidate: Candidate, file: Inspected, twins: dict[bytes, str]) -> None:
     seconds, rate = file.samples / SAMPLE_RATE, file.info.sample_rate
     row = Utterance(candidate.id, str(candidate.path), seconds, sample_rate=rate)
+    row = replace(row, offset=candidate.offset, lang=candidate.lang, extra=dict(candidate.extra))
     built.rows.append(replace(row, text=candidate.text, speaker=candidate.speaker))
     if rate != SAMPLE_RATE:
         built.resampled[rate] += 1

@@ -7,18 +7,13 @@ broken plug-in costs nothing until somebody runs it, and never breaks ``w2vtool 
 
 from __future__ import annotations
 
-import ast
-import importlib
-import importlib.util
-import os
 import re
-import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from w2vtool import extensions
 from w2vtool.errors import ConfigError, PluginError
 from w2vtool.task import API, Task
 
@@ -26,7 +21,7 @@ if TYPE_CHECKING:
     import typer
 
 GROUP = "w2vtool.tasks"
-BUILT_IN_ORIGIN = "built-in"
+BUILT_IN_ORIGIN = extensions.BUILT_IN_ORIGIN
 BUILT_IN = {
     "manifest": ("w2vtool.tasks.manifest:TASK", "Build a manifest from folders of audio."),
     "pretrain": ("w2vtool.tasks.pretrain:TASK", "Pre-train wav2vec 2.0 on unlabelled audio."),
@@ -84,10 +79,10 @@ class TaskRef:
             what = f"task {self.name!r} cannot be run: {self.problem}"
             raise PluginError(what, where=self.origin, hint="rename it")
         try:
-            task = _import(self.target)
+            task = extensions.load(self.target, "TASK")
         except (Exception, SystemExit) as exc:  # a plug-in may fail in any way
             hint = f"w2vtool tasks --check {self.name} shows the traceback"
-            what = f"task {self.name!r} cannot be loaded: {_cause(exc)}"
+            what = f"task {self.name!r} cannot be loaded: {extensions.cause(exc)}"
             raise PluginError(what, where=self.origin, hint=hint) from exc
         return self._checked(task)
 
@@ -136,27 +131,11 @@ def find(name: str) -> TaskRef:
 def _all(folder: Path | None) -> Iterator[TaskRef]:
     for name, (target, summary) in BUILT_IN.items():
         yield TaskRef(name, target, summary, BUILT_IN_ORIGIN)
-    yield from _installed()
-    if folder is None:
-        chosen = os.environ.get("W2VTOOL_PLUGINS")
-        if chosen == "":
-            return
-        folder = Path(chosen or "plugins")
-    if folder.is_dir():
-        for path in sorted(folder.glob("*.py")):
-            if not path.name.startswith("_"):
-                name = path.stem.replace("_", "-")
-                yield TaskRef(name, str(path), _first_line(path), str(path))
-
-
-def _installed() -> Iterator[TaskRef]:
-    from importlib.metadata import entry_points
-
-    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        dist = point.dist
-        origin = f"{dist.name} {dist.version}" if dist else "an installed package"
-        summary = (dist.metadata["Summary"] or "") if dist else ""
-        yield TaskRef(point.name, point.value, summary, origin)
+    for point in extensions.installed(GROUP):
+        yield TaskRef(*point)
+    if (local := extensions.plugin_folder(folder)) is not None:
+        for point in extensions.local(local):
+            yield TaskRef(*point)
 
 
 def _problem(name: str, found: dict[str, TaskRef]) -> str:
@@ -169,43 +148,3 @@ def _problem(name: str, found: dict[str, TaskRef]) -> str:
     if any(other.startswith(f"{name} ") or name.startswith(f"{other} ") for other in found):
         return f"{first!r} is both a task and a group of tasks"
     return ""
-
-
-def _first_line(path: Path) -> str:
-    """The first line of a module's docstring, read without running the module."""
-    try:
-        with warnings.catch_warnings():  # "invalid escape sequence" in somebody else's file
-            warnings.simplefilter("ignore")
-            tree = ast.parse(path.read_bytes(), path.name)
-    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError) as exc:
-        return f"(cannot be read: {_cause(exc)})"
-    return (ast.get_docstring(tree) or "").partition("\n")[0]
-
-
-def _cause(exc: BaseException) -> str:
-    """An exception on one line."""
-    text = " ".join(str(exc).split())
-    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
-
-
-def _import(target: str) -> Any:
-    if not target.endswith(".py"):
-        module, _, attribute = target.partition(":")
-        found: Any = importlib.import_module(module)
-        for name in filter(None, attribute.split(".")):
-            found = getattr(found, name)
-        return found
-    path = Path(target).absolute()
-    name = f"w2vtool_plugin_{path.stem}"
-    if getattr(sys.modules.get(name), "__file__", None) == str(path):
-        return sys.modules[name].TASK
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # it ends in .py
-    module_ = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module_
-    try:
-        spec.loader.exec_module(module_)
-    except BaseException:
-        sys.modules.pop(name, None)
-        raise
-    return module_.TASK

@@ -7,9 +7,9 @@ source. Imported by task modules and by the core, never by ``--help`` (pydantic 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 class Config(BaseModel):
@@ -71,6 +71,22 @@ def knob(
     )
 
 
+def _known_corpus(name: str) -> str:
+    """The name of a layout that is there, built in or plugged in; nothing is imported for it."""
+    from w2vtool.errors import ConfigError
+    from w2vtool.layouts import table
+
+    if name != table.AUTO:
+        try:
+            table.find(name)
+        except ConfigError as error:
+            raise ValueError(f"{error.what}; {error.hint}") from error
+    return name
+
+
+CorpusName = Annotated[str, AfterValidator(_known_corpus)]
+
+
 class DataConfig(Config):
     """Where the audio is. A split is a list of manifests (``.jsonl``) or of parts of ``root``.
 
@@ -78,9 +94,7 @@ class DataConfig(Config):
     """
 
     root: Path | None = knob(None, "Folder that the parts of the splits lie in.")
-    corpus: Literal["auto", "librispeech", "tsv", "folder"] = knob(
-        "auto", "Layout of the corpus, for building manifests."
-    )
+    corpus: CorpusName = knob("auto", "Layout of the corpus (docs/corpora.md), for manifests.")
     train: tuple[str, ...] = knob((), "Training split: manifests (.jsonl), or parts of root.")
     valid: tuple[str, ...] = knob((), "Validation split: manifests (.jsonl), or parts of root.")
     test: tuple[str, ...] = knob((), "Test split: manifests (.jsonl), or parts of root.")
@@ -98,6 +112,9 @@ class TextConfig(Config):
     """How transcripts become tokens."""
 
     case: Literal["upper", "lower", "keep"] = knob("upper", "Case that transcripts are brought to.")
+    punctuation: Literal["keep", "drop"] = knob(
+        "keep", "Whether punctuation and symbols stay; dashes and slashes become spaces."
+    )
     tokens: Literal["letters", "from-text", "sentencepiece", "checkpoint"] = knob(
         "letters",
         "Units: fairseq's 28 English letters, the letters of the training text, SentencePiece, or "

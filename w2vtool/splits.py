@@ -19,10 +19,11 @@ from pathlib import Path
 from w2vtool.audio import SAMPLE_RATE
 from w2vtool.corpora import Report, build_manifest
 from w2vtool.errors import ConfigError, DataError
+from w2vtool.layouts import table
 from w2vtool.manifest import Built, Manifest, Utterance, read, sha256
 from w2vtool.run import write_atomic
 from w2vtool.schema import DataConfig
-from w2vtool.text import Case
+from w2vtool.text import Case, Punctuation
 
 SPLITS = ("train", "valid", "test")
 POLL_SECONDS = 0.5
@@ -46,6 +47,7 @@ def build(
     split: str,
     *,
     case: Case,
+    punctuation: Punctuation = "keep",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Build the manifest of a split from its parts of ``data.root``."""
@@ -55,7 +57,7 @@ def build(
             hint="give data.root=FOLDER, or a manifest (.jsonl) as the split",
         )
     parts = [data.root / part for part in getattr(data, split)]
-    missing = [str(part) for part in parts if not part.exists()]
+    missing = [str(part) for part in parts if not table.split(part)[0].exists()]
     if missing:
         raise DataError(
             f"no such part of the corpus: {', '.join(missing)}",
@@ -68,6 +70,7 @@ def build(
         layout=data.corpus,
         jobs=data.jobs,
         case=case,
+        punctuation=punctuation,
         on_progress=on_progress,
     )
     write_atomic(_source_path(data, split), json.dumps(_source(data, split, case)) + "\n")

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from w2vtool.audio import AudioError, Info, load
 
 SILENCE_PEAK = 1e-4  # -80 dB of full scale
 _FILES_PER_TASK = 16
+T = TypeVar("T")
 
 
 class Inspected(NamedTuple):
@@ -40,8 +41,15 @@ class Inspected(NamedTuple):
 
 def inspect(path: Path) -> Inspected:
     """Decode one file to the end."""
+    return inspect_piece((path, 0.0, None))
+
+
+def inspect_piece(piece: tuple[Path, float, float | None]) -> Inspected:
+    """Decode a part of a file: path, offset and duration in seconds (None: to its end)."""
+    path, offset, duration = piece
     try:
-        samples, info = load(path)
+        whole = not offset and duration is None
+        samples, info = load(path) if whole else load(path, offset=offset, duration=duration)
     except AudioError as error:
         return Inspected(reason=error.reason, detail=error.what)
     except Exception as error:  # noqa: BLE001  one odd file must not end the scan of a corpus
@@ -52,9 +60,9 @@ def inspect(path: Path) -> Inspected:
 
 
 def inspect_all(
-    paths: Sequence[Path], *, jobs: int, inspect: Callable[[Path], Inspected] = inspect
+    paths: Sequence[T], *, jobs: int, inspect: Callable[[T], Inspected]
 ) -> Iterator[Inspected]:
-    """Inspect files in their order; in a process pool when there are enough of them.
+    """Inspect files, or pieces, in their order; in a process pool when there are enough.
 
     A decoder that crashes takes its process along: the rest then goes file by file, and the file
     that did it is rejected as ``decoder-crash``.
@@ -74,13 +82,11 @@ def inspect_all(
         yield from _inspect_singly(paths[done:], inspect)
 
 
-def _inspect_part(inspect: Callable[[Path], Inspected], paths: Sequence[Path]) -> list[Inspected]:
+def _inspect_part(inspect: Callable[[T], Inspected], paths: Sequence[T]) -> list[Inspected]:
     return [inspect(path) for path in paths]
 
 
-def _inspect_singly(
-    paths: Sequence[Path], inspect: Callable[[Path], Inspected]
-) -> Iterator[Inspected]:
+def _inspect_singly(paths: Sequence[T], inspect: Callable[[T], Inspected]) -> Iterator[Inspected]:
     rest = list(paths)
     while rest:
         with _pool(1) as pool:

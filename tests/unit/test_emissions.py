@@ -98,7 +98,7 @@ def test_rows_come_in_their_order_across_chunks(
 ) -> None:
     model = ctc(toys.TINY)
     whole = logs(rows, model)
-    monkeypatch.setattr(emissions, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(emissions, "PART_ROWS", 3)
     parts = logs(rows, model)
     assert list(parts) == list(whole)
     for name, logp_TV in parts.items():

@@ -13,11 +13,12 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "w2vtool"
 HEAVY = {"torch", "torchaudio", "numpy", "sentencepiece", "kenlm", "soundfile", "safetensors"}
 # listings import these; they may not load pydantic
-LIGHT = {"__init__", "__main__", "api", "cli", "commands", "config", "console", "errors", "fields"}
-LIGHT |= {"jobs", "lock", "nodes", "provenance", "registry", "render", "run", "task"}
+LIGHT = {"__init__", "__main__", "api", "cli", "commands", "config", "console", "errors"}
+LIGHT |= {"extensions", "fields", "jobs", "lock", "nodes", "provenance", "registry", "render"}
+LIGHT |= {"run", "task"}
 SHELL = LIGHT | {"architecture", "schema", "testing", "typed"}
 # what core and tasks may import of the shell
-FOR_ALL = {"architecture", "errors", "schema", "run", "task"}
+FOR_ALL = {"architecture", "errors", "extensions", "schema", "run", "task"}
 
 
 class Import(NamedTuple):

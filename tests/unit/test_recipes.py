@@ -169,3 +169,55 @@ def test_the_limited_sets_are_those_of_libri_light() -> None:
 
 def test_libri_light_must_be_given() -> None:
     assert config("pretrain", "large-lv60k").data.train == ()
+
+
+def test_the_readme_has_every_recipe_with_its_variants_and_its_source() -> None:
+    text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    for path in RECIPES:
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| [{path.name}]")]
+        variants = {*load_recipe(path).variants} - {"smoke"}
+        assert (
+            set(re.findall(r"`(\w[\w-]*)`", row.rpartition("|")[0].rpartition("|")[2])) == variants
+        )
+        assert len([line for line in text.splitlines() if line.startswith(f"| {path.stem} |")]) == 1
+
+
+# fairseq vox_*.yaml, and the paper's weights of the 4-gram for LARGE (LV-60k): lr, updates, mask of
+# time and channels, seconds of an update, weight and score
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("10m", (1e-4, 13_000, 0.65, 0.25, 1600, 3.86, -1.18)),
+        ("1h", (3e-4, 13_000, 0.75, 0.25, 1600, 3.09, -2.33)),
+        ("10h", (1e-4, 20_000, 0.75, 0.25, 1600, 2.12, -0.90)),
+        ("100h", (3e-5, 80_000, 0.5, 0.5, 1600, 2.15, -0.52)),
+        ("960h", (3e-5, 320_000, 0.5, 0.25, 1920, 1.57, -0.64)),
+    ],
+)
+def test_libri_light_is_tuned_as_published(variant: str, expected: tuple[float, ...]) -> None:
+    recipe = load_recipe(ROOT / "recipes" / "librilight.yaml", variant)
+    found = jobs.prepare(registry.find("finetune-ctc"), recipe).config
+    beam = jobs.prepare(registry.find("decode"), recipe).config.beam
+    assert expected == (
+        found.optim.lr,
+        found.loop.updates,
+        found.mask.probability,
+        found.mask.channel_probability,
+        found.loop.bins * found.loop.bin_seconds,
+        beam.lm_weight,
+        beam.word_score,
+    )
+    assert (found.freeze_updates, found.dropouts.layer_drop, beam.width) == (10_000, 0.1, 1500)
+    assert found.model.init == ROOT / "runs" / "librilight" / "pretrain"
+    chain = jobs.pipeline(recipe, ["data.root=/x"])
+    assert [job.step for job in chain] == ["manifest", "finetune-ctc", "decode", "decode-clean"]
+
+
+def test_both_recipes_pretrain_large_in_the_same_way() -> None:
+    large = config("pretrain", "large-lv60k")
+    found = jobs.prepare(
+        registry.find("pretrain"), load_recipe(ROOT / "recipes" / "librilight.yaml")
+    ).config
+    for part in ("dropouts", "objective", "optim", "loop"):
+        assert getattr(found, part) == getattr(large, part), part
+    assert found.model.sizes() == large.model.sizes()

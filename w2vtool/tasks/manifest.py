@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from w2vtool.errors import ConfigError, Stopped
-from w2vtool.schema import Config, DataConfig, TextConfig, knob
+from w2vtool.schema import Config, CorpusName, DataConfig, TextConfig, knob
 from w2vtool.task import Task
 
 if TYPE_CHECKING:
@@ -36,12 +36,14 @@ class ManifestConfig(Config):
         TextConfig(), "Rules for transcripts, when a recipe's splits are built."
     )
     roots: tuple[Path, ...] = knob(
-        (), "Corpora: folders, transcripts (.tsv) or single audio files; one manifest for all."
+        (),
+        "Corpora: folders, transcripts, audio files, or PATH:PART of one; one manifest for all.",
     )
     out: Path | None = knob(None, "The manifest to write, a .jsonl file.")
-    corpus: Literal["auto", "librispeech", "tsv", "folder"] = knob(
+    corpus: CorpusName = knob(
         "auto",
-        "Layout: *.trans.txt beside audio, transcripts.tsv (path, text, speaker), or bare audio.",
+        "Layout of the corpora: librispeech, commonvoice, … (docs/corpora.md has all), tsv or "
+        "folder; auto tells it from the names of the files.",
     )
     jobs: int = knob(2, "Processes that decode audio.", ge=1)
     strict: bool = knob(False, "Fail, and write no manifest, when anything is rejected.")
@@ -77,10 +79,8 @@ def run_manifest(config: ManifestConfig, run: Run) -> dict[str, Any]:
     data = config.data
     if "jobs" in config.model_fields_set:
         data = data.model_copy(update={"jobs": config.jobs})
-    return {
-        name: _build(partial(splits.build, data, name, case=config.text.case), run)
-        for name in named
-    }
+    rules: dict[str, Any] = {"case": config.text.case, "punctuation": config.text.punctuation}
+    return {name: _build(partial(splits.build, data, name, **rules), run) for name in named}
 
 
 def _has_parts(data: DataConfig, split: str) -> bool:
