@@ -58,10 +58,30 @@ class LazyCommand(TyperCommand):
 class Tasks(TyperGroup):
     """A group of commands, some of which are tasks that are imported when they are invoked."""
 
+    short: LazyCommand | None = None  # the task that the group's name alone stands for
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command for the first word, and turn a stand-in into the command itself."""
+        """Find the command for the first word, and turn a stand-in into the command itself.
+
+        In ``manifest ROOT``, where ROOT is no action of the group, the name alone is the command.
+        """
         name, command, rest = super().resolve_command(ctx, args)
+        if isinstance(command, Tasks) and command.short and not _has(command, rest[:1]):
+            return name, command.alone(), rest
         return name, (command.real() if isinstance(command, LazyCommand) else command), rest
+
+    def alone(self) -> Any:
+        """The task that the group's name alone stands for; its help names the group's actions."""
+        assert self.short is not None
+        command = self.short.real()
+        actions = [f"{name:<9}{action.help}" for name, action in self.commands.items()]
+        title = f"\n\n\b\nActions, each with its own --help (w2vtool {self.name} ACTION):\n  "
+        command.epilog = (command.epilog or "") + title + "\n  ".join(actions)
+        return command
+
+
+def _has(group: TyperGroup, words: list[str]) -> bool:
+    return any(word in group.commands for word in words)
 
 
 class Root(Tasks):
@@ -83,6 +103,12 @@ class Root(Tasks):
     def _add(self, ref: TaskRef) -> None:
         group: TyperGroup = self
         *above, last = ref.name.split()
+        if ref.name in registry.SHORT_FORMS:
+            tasks = Tasks(name=last, help=ref.summary.rstrip("."), rich_markup_mode=None)
+            tasks.short = LazyCommand(last, ref)
+            tasks.add_command(LazyCommand(registry.SHORT_FORMS[ref.name], ref))
+            group.add_command(tasks)
+            return
         for word in above:
             inside = group.commands.get(word)
             if not isinstance(inside, Tasks):

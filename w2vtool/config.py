@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from w2vtool import fields
+from w2vtool import fields, registry
 from w2vtool.errors import ConfigError
 from w2vtool.nodes import Node, apply_overrides, at, did_you_mean, merge, read_yaml
 from w2vtool.render import dump, json_schema
@@ -184,11 +184,16 @@ def _text(body: Mapping[str, Node], key: str, default: str) -> str:
 def section(node: Node, task: str, config: type) -> Node:
     """What a task reads of a recipe: the shared sections it has fields for, its own over them.
 
-    The section of ``lm train`` is ``train`` in ``lm``. Raises ConfigError if that has no keys.
+    The section of ``lm train`` is ``train`` in ``lm``; that of ``manifest check`` is ``check`` in
+    ``manifest``, and no key of ``manifest``. Raises ConfigError if a section has no keys.
     """
     shared = {k: node.value[k] for k in fields.shared_keys(config) if k in node.value}
     own = at(node, task.split())
-    inside = _section(own, task)
+    inside = {
+        key: value
+        for key, value in _section(own, task).items()
+        if f"{task} {key}" not in registry.BUILT_IN
+    }
     base = Node(shared, node.origin, folder=node.folder)
     return base if own is None else merge(base, replace(own, value=inside))
 

@@ -28,6 +28,8 @@ from w2vtool.manifest import (
     write,
     write_lines,
 )
+from w2vtool.rates import refuse_others
+from w2vtool.survey_parts import Verify
 from w2vtool.text import Case, Punctuation, normalize
 
 
@@ -115,28 +117,35 @@ def build_manifest(
     out: str | Path,
     *,
     layout: str = table.AUTO,
-    jobs: int = 1,
+    jobs: int = 0,
     case: Case = "upper",
     punctuation: Punctuation = "keep",
     strict: bool = False,
+    verify: Verify = "decode",
+    strict_rate: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Scan corpora, decode every file, write the manifest, and list what was rejected beside it.
 
-    Rejects go to ``<out>.rejected.jsonl``. Audio below the manifest's folder is written as a
-    relative path, so the folder can be moved; other audio as an absolute one. DataError when
-    nothing is left, or with ``strict`` when anything was rejected: then no manifest is written.
+    What was found of the files is kept in ``.<out>.parts``: a second run decodes what is new or
+    changed. With ``verify="header"`` only headers are read. Rejects go to ``<out>.rejected.jsonl``.
+    Audio below the manifest's folder is written as a relative path, so the folder can be moved;
+    other audio as an absolute one. DataError when nothing is left, with ``strict`` when anything
+    was rejected, with ``strict_rate`` when audio is not at 16 kHz: then no manifest is written.
     """
     out = Path(out)
     if out.suffix != ".jsonl" or out.is_dir():
         raise DataError("a manifest must be a .jsonl file", where=str(out))  # never a transcript
     found = collect(roots, layout)
     candidates, problems = _with_text(found.candidates, case, punctuation)
-    built = build(candidates, jobs=jobs, on_progress=on_progress)
+    keep = out.with_name(f".{out.name}.parts")
+    built = build(candidates, jobs=jobs, verify=verify, keep=keep, on_progress=on_progress)
     built.rejected = [*found.problems, *problems, *built.rejected]
     rejects_path = _write_rejects(out, built.rejected)
     if not built.rows or (strict and built.rejected):
         raise _failure(roots, built, rejects_path)
+    if strict_rate:
+        refuse_others(built.resampled, ", ".join(map(str, roots)))
     folder = out.absolute().parent
     built.rows = [replace(row, audio=_locate(row, folder)) for row in built.rows]
     write(out, built.rows)

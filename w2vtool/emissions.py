@@ -27,6 +27,7 @@ from w2vtool.manifest import Manifest, Rejected, Utterance
 from w2vtool.model.encoder import Wav2Vec2, normalize
 from w2vtool.model.heads import CtcModel
 from w2vtool.parts import PART_ROWS
+from w2vtool.rates import refuse_others
 from w2vtool.splits import known, remarks
 
 Job = tuple[Manifest, Utterance]
@@ -35,16 +36,22 @@ T = TypeVar("T")
 
 
 def open_inputs(
-    paths: Sequence[Path], *, jobs: int = 1, say: Callable[[str], None] = lambda text: None
+    paths: Sequence[Path],
+    *,
+    jobs: int = 0,
+    strict_rate: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Job]:
     """Rows of audio files, folders, transcripts (``.tsv``) and manifests, in the order given.
 
     What is said once goes through ``say``: files of a folder that cannot be used and are left out,
-    other sample rates, stereo. Raises DataError for every input without a usable file.
+    other sample rates, stereo. Raises DataError for every input without a usable file, and with
+    ``strict_rate`` for audio that is not at 16 kHz.
     """
     inputs = list(dict.fromkeys(paths))
     opened = {path: manifest.read(path) for path in inputs if path.suffix == ".jsonl"}
-    for text in remarks(known([row for found in opened.values() for row in found.rows])):
+    listed = known([row for found in opened.values() for row in found.rows])
+    for text in remarks(listed):
         say(text)
     scans = _scan([path for path in inputs if path not in opened])
     built = manifest.build([item for scan in scans.values() for item in scan.candidates], jobs=jobs)
@@ -61,6 +68,8 @@ def open_inputs(
         say(f"left out: {item.path}: {item.detail} ({item.reason})")
     for text in remarks(built):
         say(text)
+    if strict_rate:
+        refuse_others(listed.resampled + built.resampled, "the inputs")
     return [(opened[path], row) for path in inputs for row in opened[path].rows]
 
 

@@ -253,6 +253,8 @@ def _sections(recipe: Recipe, known: Mapping[str, TaskRef]) -> tuple[list[str], 
     for key, child in recipe.node.value.items():
         if key in known:
             names.append(key)
+            inside = child.value if isinstance(child.value, dict) else {}
+            names += [f"{key} {sub}" for sub in inside if f"{key} {sub}" in known]
         elif key in groups and isinstance(child.value, dict):
             for sub, inner in child.value.items():
                 if f"{key} {sub}" in known:

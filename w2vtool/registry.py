@@ -24,6 +24,10 @@ GROUP = "w2vtool.tasks"
 BUILT_IN_ORIGIN = extensions.BUILT_IN_ORIGIN
 BUILT_IN = {
     "manifest": ("w2vtool.tasks.manifest:TASK", "Build a manifest from folders of audio."),
+    "manifest check": (
+        "w2vtool.tasks.manifest_check:TASK",
+        "Compare a manifest with its audio files.",
+    ),
     "pretrain": ("w2vtool.tasks.pretrain:TASK", "Pre-train wav2vec 2.0 on unlabelled audio."),
     "finetune-ctc": ("w2vtool.tasks.finetune_ctc:TASK", "Fine-tune with CTC on transcripts."),
     "lm train": ("w2vtool.tasks.lm_train:TASK", "Estimate an n-gram language model from text."),
@@ -37,6 +41,8 @@ BUILT_IN = {
     "bench data": ("w2vtool.tasks.bench:DATA", "Time reading and masking audio on this machine."),
     "run": ("w2vtool.tasks.run:TASK", "Run the pipeline of a recipe, skipping what is done."),
 }
+# tasks that are groups, too: the name alone, before anything but an action, stands for this action
+SHORT_FORMS = {"manifest": "build"}
 COMMANDS = {
     "tasks": "List the tasks, built in and plugged in.",
     "recipes": "List the recipes in ./recipes.",
@@ -145,6 +151,8 @@ def _problem(name: str, found: dict[str, TaskRef]) -> str:
     first = name.partition(" ")[0]
     if first in COMMANDS or first in _RECIPE_WORDS:
         return f"{first!r} means something else in w2vtool"
-    if any(other.startswith(f"{name} ") or name.startswith(f"{other} ") for other in found):
+    if name not in BUILT_IN and any(
+        other.startswith(f"{name} ") or name.startswith(f"{other} ") for other in found
+    ):
         return f"{first!r} is both a task and a group of tasks"
     return ""

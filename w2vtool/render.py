@@ -149,7 +149,10 @@ def json_schema(tasks: Mapping[str, type]) -> dict[str, Any]:
         place = body
         for group in groups:
             empty = {"type": "object", "properties": {}, "additionalProperties": False}
-            place = place.setdefault(group, empty)["properties"]
+            above = place.setdefault(group, empty)
+            if "$ref" in above:  # a task that is a group, too
+                above = defs[above["$ref"].rpartition("/")[2]]
+            place = above["properties"]
         place[last] = ref
         properties = defs[ref["$ref"].rpartition("/")[2]].get("properties", {})
         for key in shared_keys(model):

@@ -106,6 +106,7 @@ class DataConfig(Config):
         gt=0,
     )
     jobs: int = knob(2, "Processes that scan audio when a manifest is built.", ge=1)
+    strict_rate: bool = knob(False, "Refuse audio that is not 16 kHz, in place of resampling it.")
 
 
 class TextConfig(Config):

@@ -14,14 +14,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+
+from w2vtool import views
 from w2vtool.audio import SAMPLE_RATE
+from w2vtool.columns import rates
 from w2vtool.corpora import Report, build_manifest
 from w2vtool.errors import ConfigError, DataError
 from w2vtool.layouts import table
 from w2vtool.manifest import Built, Manifest, Utterance, read, sha256
+from w2vtool.rates import refuse_others
 from w2vtool.run import write_atomic
+from w2vtool.scan import Ids
 from w2vtool.schema import DataConfig
 from w2vtool.text import Case, Punctuation
 
@@ -71,6 +78,7 @@ def build(
         jobs=data.jobs,
         case=case,
         punctuation=punctuation,
+        strict_rate=data.strict_rate,
         on_progress=on_progress,
     )
     write_atomic(_source_path(data, split), json.dumps(_source(data, split, case)) + "\n")
@@ -107,10 +115,25 @@ def open_split(
             built = report.built
             if report.rejects_path is not None:
                 say(f"{len(built.rejected)} files rejected, see {report.rejects_path}")
-    opened = read(paths[0]) if len(paths) == 1 else _join([read(path) for path in paths])
+    found = [_read(path, say) for path in paths]
+    opened = found[0] if len(found) == 1 else _join(found)
+    if data.strict_rate:
+        refuse_others(known(opened.rows).resampled, f"data.{split}")
     for text in remarks(built or known(opened.rows)):
         say(f"{split}: {text}")
     return _subset(opened, data.hours) if split == "train" and data.hours else opened
+
+
+def _read(path: Path, say: Callable[[str], None]) -> Manifest:
+    """Read a manifest; where that takes long, say so once."""
+    told: list[int] = []
+
+    def on_progress(done: int, total: int) -> None:
+        if not told:
+            told.append(total)
+            say(f"{path} ({total >> 20:,} MB) is read in full, this once")
+
+    return read(path, on_progress=on_progress)
 
 
 def remarks(built: Built) -> Iterator[str]:
@@ -125,7 +148,8 @@ def remarks(built: Built) -> Iterator[str]:
 
 def known(rows: Sequence[Utterance]) -> Built:
     """What rows of a manifest know of their files: the rates."""
-    return Built(resampled=Counter(r.sample_rate for r in rows if r.sample_rate != SAMPLE_RATE))
+    found = rates(rows)
+    return Built(resampled=Counter({rate: n for rate, n in found.items() if rate != SAMPLE_RATE}))
 
 
 def _source(data: DataConfig, split: str, case: Case) -> dict[str, object]:
@@ -152,28 +176,33 @@ def _is_built(data: DataConfig, split: str, case: Case) -> bool:
 
 
 def _join(manifests: list[Manifest]) -> Manifest:
-    rows: list[Utterance] = []
-    for manifest in manifests:
-        rows += [replace(r, audio=str(manifest.audio_path(r).absolute())) for r in manifest.rows]
-    twice = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
-    if twice:
-        raise DataError(
-            f"{len(twice)} ids are in more than one manifest of a split, first {twice[0]!r}",
-            where=", ".join(str(manifest.path) for manifest in manifests),
-        )
+    parts = [views.changed(m.rows, partial(_absolute, folder=m.path.parent)) for m in manifests]
+    rows = views.joined(parts)
+    ids = Ids()
+    for row in rows:
+        ids.add(row.id)
+    if maybe := ids.twice():
+        counts = Counter(row.id for row in rows if hash(row.id) in maybe)
+        if twice := [name for name, count in counts.items() if count > 1]:
+            raise DataError(
+                f"{len(twice)} ids are in more than one manifest of a split, first {twice[0]!r}",
+                where=", ".join(str(manifest.path) for manifest in manifests),
+            )
     return Manifest(manifests[0].path, rows, sha256(rows))
+
+
+def _absolute(row: Utterance, folder: Path) -> Utterance:
+    return replace(row, audio=str((folder / row.audio).absolute()))
 
 
 def _subset(manifest: Manifest, hours: float) -> Manifest:
     """The first ``hours`` of a fixed shuffle by id; in the order of the manifest."""
-
-    def place(row: Utterance) -> bytes:
-        return hashlib.blake2b(row.id.encode(), digest_size=8).digest()
-
-    chosen, seconds = set(), 0.0
-    for row in sorted(manifest.rows, key=place):
-        if seconds < hours * 3600:
-            chosen.add(row.id)
-            seconds += row.duration
-    rows = [row for row in manifest.rows if row.id in chosen]
+    places = np.fromiter(map(_place, manifest.rows), np.uint64, len(manifest.rows))
+    order = np.argsort(places, kind="stable")
+    before = np.concatenate(([0.0], np.cumsum(manifest.durations[order])[:-1]))
+    rows = views.chosen(manifest.rows, np.sort(order[before < hours * 3600]))
     return Manifest(manifest.path, rows, sha256(rows))
+
+
+def _place(row: Utterance) -> int:
+    return int.from_bytes(hashlib.blake2b(row.id.encode(), digest_size=8).digest(), "big")

@@ -2,30 +2,28 @@
 
 Goes in: paths. Goes out: one ``Inspected`` per path, in the same order, whatever happens to a file.
 
-Why processes, and why spawned: a damaged file may crash its C decoder, which must cost one row and
-not the scan; and a fork of a process that has threads (torch) can hang.
+Why processes: a damaged file may crash its C decoder, hang it or eat the memory, which must cost
+one row and not the scan (``workers``, ``limits``).
 """
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
-from w2vtool.audio import AudioError, Info, load
+from w2vtool import workers
+from w2vtool.audio import AudioError, Info, opened, probe
+from w2vtool.limits import DEFAULT, Limits
 
 SILENCE_PEAK = 1e-4  # -80 dB of full scale
-_FILES_PER_TASK = 16
-T = TypeVar("T")
+CLIPPED_PEAK = 0.999  # of full scale: what a converter gives when it can give no more
+CLIPPED_SHARE = 1e-3  # of all samples; 16 in a second, where speech at full level has one or two
+DC_OFFSET = 0.02  # of full scale, -34 dB: the mean of all samples; speech has less than 0.001
 
 
 class Inspected(NamedTuple):
@@ -34,79 +32,76 @@ class Inspected(NamedTuple):
     info: Info = Info(0, 0, 0)
     samples: int = 0  # at 16 kHz
     silent: bool = False
-    digest: bytes = b""  # of the samples at 16 kHz: equal audio in any lossless container
+    digest: bytes = b""  # of the mono samples: equal audio in any lossless container
     reason: str = ""
     detail: str = ""
+    warnings: tuple[str, ...] = ()  # of what is kept: "clipped", "dc-offset"
 
 
 def inspect(path: Path) -> Inspected:
-    """Decode one file to the end."""
-    return inspect_piece((path, 0.0, None))
-
-
-def inspect_piece(piece: tuple[Path, float, float | None]) -> Inspected:
-    """Decode a part of a file: path, offset and duration in seconds (None: to its end)."""
-    path, offset, duration = piece
+    """Decode one file to the end, block by block: in the same memory however long it is."""
+    digest = hashlib.sha256()  # processors have instructions for it: twice as fast as blake2b
+    peak, total, clipped, frames = 0.0, 0.0, 0, 0
     try:
-        whole = not offset and duration is None
-        samples, info = load(path) if whole else load(path, offset=offset, duration=duration)
+        with opened(path) as (info, blocks):
+            for block in blocks:
+                digest.update(np.ascontiguousarray(block).data)
+                highest = max(float(block.max()), -float(block.min()))
+                if highest >= CLIPPED_PEAK:
+                    clipped += int(np.count_nonzero(np.abs(block) >= CLIPPED_PEAK))
+                peak, total = max(peak, highest), total + float(block.sum(dtype=np.float64))
+                frames += len(block)
+    except AudioError as error:
+        return Inspected(reason=error.reason, detail=error.what)
+    except MemoryError as error:
+        detail = f"takes more memory than a file may ({error})"
+        return Inspected(reason="memory", detail=detail)
+    except Exception as error:  # noqa: BLE001  one odd file must not end the scan of a corpus
+        return Inspected(reason="unreadable", detail=f"{type(error).__name__}: {error}")
+    found = (
+        ("clipped", clipped >= CLIPPED_SHARE * frames),
+        ("dc-offset", abs(total) >= DC_OFFSET * frames),
+    )
+    return Inspected(
+        info,
+        info.samples,
+        peak < SILENCE_PEAK,
+        digest.digest()[:16],
+        warnings=tuple(name for name, there in found if there),
+    )
+
+
+def glance(path: Path) -> Inspected:
+    """Read the header of one file: damage inside, silence and twins stay unknown."""
+    try:
+        info = probe(path)
     except AudioError as error:
         return Inspected(reason=error.reason, detail=error.what)
     except Exception as error:  # noqa: BLE001  one odd file must not end the scan of a corpus
         return Inspected(reason="unreadable", detail=f"{type(error).__name__}: {error}")
-    silent = float(np.abs(samples).max()) < SILENCE_PEAK
-    digest = hashlib.blake2b(samples.tobytes(), digest_size=16).digest()
-    return Inspected(info, len(samples), silent, digest)
+    return Inspected(info, info.samples)
 
 
 def inspect_all(
-    paths: Sequence[T], *, jobs: int, inspect: Callable[[T], Inspected]
+    paths: Sequence[Path],
+    *,
+    jobs: int,
+    inspect: Callable[[Path], Inspected] = inspect,
+    limits: Limits = DEFAULT,
 ) -> Iterator[Inspected]:
-    """Inspect files, or pieces, in their order; in a process pool when there are enough.
+    """Inspect files in their order, in ``jobs`` processes under limits; 0: in this one, without.
 
-    A decoder that crashes takes its process along: the rest then goes file by file, and the file
-    that did it is rejected as ``decoder-crash``.
+    A file that kills its process is rejected as ``decoder-crash``, one that takes too long as
+    ``timeout``, one that takes too much memory as ``memory``.
     """
-    tasks = [paths[i : i + _FILES_PER_TASK] for i in range(0, len(paths), _FILES_PER_TASK)]
-    jobs = min(jobs, len(tasks))
-    if jobs <= 1:
-        yield from map(inspect, paths)
-        return
-    done = 0
-    try:
-        with _pool(jobs) as pool:
-            for part in pool.map(partial(_inspect_part, inspect), tasks):
-                yield from part
-                done += len(part)
-    except BrokenProcessPool:
-        yield from _inspect_singly(paths[done:], inspect)
+    if jobs == 0:
+        return map(inspect, paths)
+    return workers.each(inspect, paths, jobs=jobs, lost=lost, limits=limits)
 
 
-def _inspect_part(inspect: Callable[[T], Inspected], paths: Sequence[T]) -> list[Inspected]:
-    return [inspect(path) for path in paths]
-
-
-def _inspect_singly(paths: Sequence[T], inspect: Callable[[T], Inspected]) -> Iterator[Inspected]:
-    rest = list(paths)
-    while rest:
-        with _pool(1) as pool:
-            try:
-                while rest:
-                    yield pool.submit(inspect, rest[0]).result()
-                    del rest[0]
-            except BrokenProcessPool:
-                yield Inspected(reason="decoder-crash", detail="the decoder crashed on this file")
-                del rest[0]
-
-
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
-
-
-def _start_worker() -> None:
-    """One thread a process, Ctrl-C is the parent's, and no chatter of C decoders on stderr."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with Path(os.devnull).open("w") as sink:
-        os.dup2(sink.fileno(), 2)
+def lost(path: Path, code: int) -> Inspected:
+    """What is known of a file whose process died."""
+    if code == -signal.SIGALRM:
+        return Inspected(reason="timeout", detail="was not decoded in the time that a file has")
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return Inspected(reason="decoder-crash", detail=f"the decoder crashed on this file ({how})")

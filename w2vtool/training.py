@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2vtool import checkpoint, device, metrics, trainer
+from w2vtool import checkpoint, device, metrics, trainer, views
 from w2vtool.architecture import Architecture, Dropouts, ModelConfig
+from w2vtool.audio import SAMPLE_RATE
 from w2vtool.batches import Collate, frames_of
 from w2vtool.errors import CheckpointError, ConfigError, DataError
 from w2vtool.feed import Split
-from w2vtool.manifest import Manifest
+from w2vtool.manifest import Manifest, Utterance
 from w2vtool.model.heads import CtcModel
 from w2vtool.plan import Plan
 from w2vtool.run import write_atomic
@@ -194,7 +196,7 @@ def transcripts(manifest: Manifest, case: Case) -> Manifest:
 
     Raises DataError when rows have none.
     """
-    rows = [replace(row, text=normalize(row.text or "", case)) for row in manifest.rows]
+    rows = views.changed(manifest.rows, partial(_spelled, case=case))
     missing = [row.id for row in rows if not row.text]
     if missing:
         raise DataError(
@@ -205,10 +207,15 @@ def transcripts(manifest: Manifest, case: Case) -> Manifest:
     return replace(manifest, rows=rows)
 
 
+def _spelled(row: Utterance, case: Case) -> Utterance:
+    return replace(row, text=normalize(row.text or "", case))
+
+
 def check_text(manifest: Manifest, tokens: Tokens, architecture: Architecture) -> None:
     """Every text must be one that can be emitted. Raises DataError naming letters or rows."""
     tokens.check((f"{manifest.path} ({row.id})", row.text or "") for row in manifest.rows)
-    frames = frames_of(torch.tensor([row.samples for row in manifest.rows]), architecture).tolist()
+    samples = torch.from_numpy(np.rint(manifest.durations * SAMPLE_RATE).astype(np.int64))
+    frames = frames_of(samples, architecture).tolist()
     problems = []
     for row, there in zip(manifest.rows, frames, strict=True):
         needed = frames_needed(tokens.encode(row.text or ""))
@@ -229,7 +236,7 @@ def check_text(manifest: Manifest, tokens: Tokens, architecture: Architecture) -
 def split(manifest: Manifest, loop: LoopConfig, collate: Collate, *, crop: bool) -> Split:
     """A manifest with its plan."""
     plan = Plan(
-        np.array([row.duration for row in manifest.rows]),
+        manifest.durations,
         bin_seconds=loop.bin_seconds,
         min_seconds=loop.min_seconds,
         max_seconds=loop.max_seconds,

@@ -84,7 +84,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, name: str, kept: float) -> 
     with pytest.raises(AudioError) as caught:
         audio.read(path)
     assert caught.value.reason in ("truncated", "damaged", "not-audio")
-    if name not in ("a.flac", "a.mp3", "a.caf"):  # theirs shows in decoding, or not at all before
+    if (name, kept) != ("a.flac", 0.9):  # within its last frame: that shows in decoding
         with pytest.raises(AudioError, match="truncated"):
             audio.probe(path)
 
@@ -131,8 +131,8 @@ def test_a_truncated_mp3_with_an_intact_header_is_refused(tmp_path: Path) -> Non
     path = written(tmp_path, "a.mp3")
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    assert audio.probe(path).frames == 32_000  # the header still says so
-    assert "of 32,000 samples can be decoded" in refused(path, "truncated")
+    assert soundfile.info(path).frames == 32_000  # the header still says so
+    assert "the header promises" in refused(path, "truncated")
 
 
 def test_a_damaged_ogg_page_is_refused_though_libsndfile_skips_it(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_wav_written_to_a_pipe_is_refused(tmp_path: Path) -> None:
     at = data.index(b"data") + 4
     data[at : at + 4] = struct.pack("<I", 0xFFFFFFF0)
     path.write_bytes(data)
-    assert "promises 4,294,967,324 bytes" in refused(path, "truncated")
+    assert "promises 4,294,967,324 bytes" in refused(path, "lying-header")
 
 
 def test_a_wav_without_a_data_chunk_is_refused(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_a_wav_without_a_data_chunk_is_refused(tmp_path: Path) -> None:
         audio.read(path)
 
 
-@pytest.mark.parametrize("frames", [2**36 - 1, 0, 10**9])
+@pytest.mark.parametrize("frames", [2**36 - 1, 1, 10**9])
 def test_a_flac_header_that_lies_about_its_length_is_refused_before_decoding(
     tmp_path: Path, frames: int
 ) -> None:

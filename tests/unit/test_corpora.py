@@ -238,7 +238,7 @@ def test_rejects_are_written_in_full_and_a_clean_build_removes_the_old_list(tabl
     assert report.rejects_path == table / "data.jsonl.rejected.jsonl"
     (reject,) = map(json.loads, report.rejects_path.read_text().splitlines())
     assert reject["path"].endswith("b.flac")
-    assert reject["reason"] == "damaged"
+    assert reject["reason"] == "truncated"
     assert [row.id for row in report.built.rows] == ["audio/a", "audio/c"]
     (table / "audio/b.flac").write_bytes(good)
     assert corpora.build_manifest([table], out).rejects_path is None

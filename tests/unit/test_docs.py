@@ -91,7 +91,9 @@ def command(words: list[str]) -> tuple[str, Any]:
     found: Any = typer.main.get_command(cli.app)
     name = ""
     while hasattr(found, "commands"):
-        word = words[len(name.split())]
+        word = (*words, "")[len(name.split())]
+        if getattr(found, "short", None) and word not in found.commands:
+            return name, found.alone()  # `manifest ROOT`: the name alone is a command
         assert word in found.commands, f"no command {name} {word}"
         found, name = found.commands[word], f"{name} {word}".strip()
     return name, found.real() if isinstance(found, cli.LazyCommand) else found

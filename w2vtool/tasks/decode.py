@@ -226,7 +226,12 @@ def open_rows(config: DecodeConfig, run: Run) -> list[Job]:
     from w2vtool import emissions, splits
 
     if config.inputs:
-        return emissions.open_inputs(config.inputs, jobs=max(2, config.jobs), say=run.say)
+        return emissions.open_inputs(
+            config.inputs,
+            jobs=max(2, config.jobs),
+            strict_rate=config.data.strict_rate,
+            say=run.say,
+        )
     if not getattr(config.data, config.split):
         raise ConfigError(
             "nothing to transcribe", hint="name audio files, folders or manifests (.jsonl)"
@@ -298,6 +303,7 @@ TASK = Task(
         "--precision": "precision",
         "--jobs": "jobs",
         "--engine": "engine",
+        "--strict-rate": "data.strict_rate",
     },
     inputs="inputs",
     example="w2vtool decode --checkpoint runs/demo/finetune-ctc --lm runs/demo/lm/lm.arpa "

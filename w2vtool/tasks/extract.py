@@ -52,6 +52,7 @@ class ExtractConfig(Config):
     engine: Literal["local", "ray"] = knob(
         "local", "Where the processes run: on this machine, or on the cluster of RAY_ADDRESS."
     )
+    strict_rate: bool = knob(False, "Refuse audio that is not 16 kHz, in place of resampling it.")
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ def extract(config: ExtractConfig, run: Run) -> dict[str, Any]:
 
     loaded = checkpoint.load(config.checkpoint)
     names = layer_names(config.layers, loaded.spec.architecture.layers)
-    rows = emissions.open_inputs(config.inputs, jobs=max(2, config.jobs), say=run.say)
+    rows = emissions.open_inputs(
+        config.inputs, jobs=max(2, config.jobs), strict_rate=config.strict_rate, say=run.say
+    )
     check_ids([row.id for _, row in rows])
     precision = inference_precision(config.precision, choose(config.device))
     source = {
@@ -272,6 +275,7 @@ TASK = Task(
         "--precision": "precision",
         "--jobs": "jobs",
         "--engine": "engine",
+        "--strict-rate": "strict_rate",
     },
     inputs="inputs",
     example="w2vtool extract --checkpoint runs/demo/pretrain --layers conv,2,final "

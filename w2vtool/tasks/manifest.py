@@ -1,8 +1,10 @@
 """Build a manifest from folders of audio.
 
-Every file is decoded once; what cannot be used is listed with its reason, in the output and in full
-in ``<out>.rejected.jsonl``. Goes in: corpora in a known layout. Goes out: a manifest for training,
-decoding and extraction, and a summary of what is in it.
+Every file is decoded once (--verify header: only probed); what was found is kept beside the
+manifest, so a run that was stopped goes on, and a repeated one decodes only what changed. What
+cannot be used is listed with its reason, in the output and in full in ``<out>.rejected.jsonl``.
+Goes in: corpora in a known layout. Goes out: a manifest for training, decoding and extraction, and
+a summary of what is in it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from w2vtool.run import Run
 
 SHOWN_REJECTS = 20
+WARNINGS = {"clipped": "clipped samples", "dc-offset": "a DC offset"}  # docs/audio.md
 
 
 class ManifestConfig(Config):
@@ -44,6 +47,10 @@ class ManifestConfig(Config):
         "auto",
         "Layout of the corpora: librispeech, commonvoice, … (docs/corpora.md has all), tsv or "
         "folder; auto tells it from the names of the files.",
+    )
+    verify: Literal["decode", "header"] = knob(
+        "decode",
+        "decode reads every file to its end; header is quick, and finds no damage inside of files.",
     )
     jobs: int = knob(2, "Processes that decode audio.", ge=1)
     strict: bool = knob(False, "Fail, and write no manifest, when anything is rejected.")
@@ -71,6 +78,8 @@ def run_manifest(config: ManifestConfig, run: Run) -> dict[str, Any]:
             case=config.case,
             punctuation=config.punctuation,
             strict=config.strict,
+            verify=config.verify,
+            strict_rate=config.data.strict_rate,
         )
         return _build(build, run)
     named = [name for name in splits.SPLITS if _has_parts(config.data, name)]
@@ -98,7 +107,7 @@ def _build(build: Callable[..., Report], run: Run) -> dict[str, Any]:
             if run.stop.signal is not None:
                 raise Stopped(run.stop.signal)
             if not bars:  # only now is known how many files there are
-                bars.append(stack.enter_context(run.progress(total, "decoding audio", "files")))
+                bars.append(stack.enter_context(run.progress(total, "looking at audio", "files")))
             bars[0].update(done)
 
         report = build(on_progress=on_progress)
@@ -132,6 +141,7 @@ def _summary(report: Report) -> dict[str, Any]:
         "resampled": {str(rate): files for rate, files in sorted(built.resampled.items())},
         "mixed_down": built.mixed_down,
         "silent": len(built.silent),
+        "warned": {name: len(ids) for name, ids in sorted(built.warned.items())},
         "duplicates": len(built.duplicates),
     }
 
@@ -158,6 +168,8 @@ def _print(report: Report, summary: dict[str, Any], run: Run) -> None:
         run.say(f"{_count(built.mixed_down, 'stereo file')} mixed down to one channel")
     if built.silent:
         run.say(f"{_count(len(built.silent), 'file')} silent: {_first(built.silent)}")
+    for warning, ids in sorted(built.warned.items()):
+        run.say(f"{_count(len(ids), 'file')} with {WARNINGS[warning]}: {_first(ids)}")
     if built.duplicates:
         twins = [f"{one} = {other}" for one, other in built.duplicates]
         run.say(f"{_count(len(twins), 'file')} with the same audio as another: {_first(twins)}")
@@ -184,7 +196,9 @@ TASK = Task(
         "--out": "out",
         "--corpus": "corpus",
         "--jobs": "jobs",
+        "--verify": "verify",
         "--strict": "strict",
+        "--strict-rate": "data.strict_rate",
         "--text": "case",
     },
     inputs="roots",
