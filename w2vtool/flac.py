@@ -23,6 +23,7 @@ MAX_FRAMES_PER_BYTE = 65_535 / 10
 _SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _SIZES = (0, 192, 576, 1152, 2304, 4608, 0, 0, *(256 << n for n in range(8)))  # samples
 _ANY_FRAME_BYTES = 1 << 16  # what a frame takes when the header does not say
+_MOST_FRAME_BYTES = 1 << 21  # 65,535 samples of 32 bits in 8 channels
 _TAG_BYTES, _BIG_TAG_BYTES = 1 << 10, 1 << 20  # behind the audio
 
 
@@ -61,7 +62,7 @@ def read_flac(source: Source, head: bytes, start: int = 0) -> Header:
     frames = packed & (1 << 36) - 1
     info = Info(packed >> 44, (packed >> 41 & 7) + 1, frames)
     blocks = _Blocks(largest, smallest == largest)
-    room = int.from_bytes(head[15:18], "big") or _ANY_FRAME_BYTES  # of the largest frame
+    room = min(int.from_bytes(head[15:18], "big") or _ANY_FRAME_BYTES, _MOST_FRAME_BYTES)
     for tags in (_TAG_BYTES, _BIG_TAG_BYTES):
         tail = source.tail(room + tags)
         if frames and any(end == frames for _, end in _frames(tail, blocks)):

@@ -81,7 +81,7 @@ def test_a_second_run_decodes_nothing_and_gives_the_same_bytes(
 
 
 def test_what_changed_is_decoded_again_and_old_parts_go(tmp_path: Path, looked: list[str]) -> None:
-    paths = clips(tmp_path / "a", 400)
+    paths = clips(tmp_path / "a", 600)
     out = tmp_path / "a.jsonl"
     corpora.build_manifest([tmp_path / "a"], out)
     before = set((tmp_path / ".a.jsonl.parts").glob("*/*"))
@@ -90,7 +90,7 @@ def test_what_changed_is_decoded_again_and_old_parts_go(tmp_path: Path, looked: 
     paths[3].unlink()
     report = corpora.build_manifest([tmp_path / "a"], out)
     assert "0070.wav" in looked
-    assert 0 < len(looked) < 390  # three parts of 128 at most
+    assert 0 < len(looked) < 590
     assert report.built.rows[69].duration == 0.25
     now = set((tmp_path / ".a.jsonl.parts").glob("*/*"))
     assert 0 < len(now & before) < len(before)
@@ -160,7 +160,7 @@ if __name__ == "__main__":
 def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(
     tmp_path: Path, jobs: int, looked: list[str]
 ) -> None:
-    paths = clips(tmp_path / "a", 400)
+    paths = clips(tmp_path / "a", 800)
     paths[11].write_bytes(b"no audio")
     kept = tmp_path / ".a.jsonl.parts"
     script = tmp_path / "slow.py"
@@ -180,7 +180,7 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(
         running.wait()
     assert not (tmp_path / "a.jsonl").exists()
     resumed = corpora.build_manifest([tmp_path / "a"], tmp_path / "a.jsonl")
-    assert 0 < len(looked) < 390
+    assert 0 < len(looked) < 790
     corpora.build_manifest([tmp_path / "a"], tmp_path / "fresh.jsonl")
     assert (tmp_path / "fresh.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
     assert [item.reason for item in resumed.built.rejected] == ["not-audio"]
