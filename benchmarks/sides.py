@@ -32,7 +32,7 @@ from w2vtool.model.masking import negatives
 from w2vtool.objectives import Contrastive
 from w2vtool.run import Stop
 from w2vtool.schema import LoopConfig, MaskConfig, ObjectiveConfig, OptimConfig
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 from w2vtool.trainer import Training
 
 Step = Callable[[], Any]

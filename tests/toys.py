@@ -15,7 +15,7 @@ from torch import nn
 from w2vtool import checkpoint, manifest
 from w2vtool.architecture import Architecture
 from w2vtool.manifest import Utterance
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 WORDS = ("ONE", "TWO", "THREE", "STOP", "GO")
 CONVS = [[8, 10, 5], [8, 3, 2], [8, 3, 2], [8, 3, 2], [8, 3, 2], [8, 2, 2], [16, 2, 2]]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from w2vtool.run import Run, file_sha256, write_atomic
     from w2vtool.schema import Config, DataConfig, TextConfig, knob
     from w2vtool.task import API, Task
-    from w2vtool.text import Tokens
+    from w2vtool.tokens import Tokens
 
 _HOMES = {
     "API": "task",
@@ -43,7 +43,7 @@ _HOMES = {
     "Stopped": "errors",
     "Task": "task",
     "TextConfig": "schema",
-    "Tokens": "text",
+    "Tokens": "tokens",
     "UserError": "errors",
     "Utterance": "manifest",
     "file_sha256": "run",

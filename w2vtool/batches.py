@@ -29,7 +29,7 @@ from w2vtool.model.encoder import normalize
 from w2vtool.model.masking import CHANNELS, equalise, span_mask
 from w2vtool.plan import Bin, Plan, key, mix
 from w2vtool.schema import MaskConfig
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 CROP = 7  # purpose of the hash that places a crop; masking.py has 1 to 5
 BINS_TRIED = 8  # where none of their rows can be read, the disk is gone, not a file
@@ -138,10 +138,11 @@ def ctc_batch(
     architecture: Architecture,
     tokens: Tokens,
     mask: MaskConfig | None,
+    unknown: bool = False,
 ) -> Batch:
     """Whole utterances, zero-padded to the bucket's longest, with their labels.
 
-    Masked where ``mask`` is given.
+    Masked where ``mask`` is given; with ``unknown``, letters that are no tokens become ``<unk>``.
     """
     rows = [manifest.rows[row] for row in part.rows]
     waves = [_prepare(read(row), architecture) for row in part.rows]
@@ -149,7 +150,8 @@ def ctc_batch(
     wave_BS = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
     missing = round(part.longest * SAMPLE_RATE) - wave_BS.shape[1]
     wave_BS = torch.nn.functional.pad(wave_BS, (0, max(0, missing)))
-    labels = [torch.tensor(tokens.encode(row.text or ""), dtype=torch.long) for row in rows]
+    encoded = (tokens.encode(row.text or "", unknown=unknown) for row in rows)
+    labels = [torch.tensor(ids, dtype=torch.long) for ids in encoded]
     key_B = torch.from_numpy(part.keys)
     padded = bool((samples_B != wave_BS.shape[1]).any())
     masks: dict[str, Any] = {}

@@ -31,7 +31,7 @@ from w2vtool.manifest import Manifest, Utterance
 from w2vtool.metrics import Recorder
 from w2vtool.objectives import Contrastive, Ctc
 from w2vtool.schema import LoopConfig, MaskConfig, ObjectiveConfig, OptimConfig
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 from w2vtool.trainer import Objective, Training
 from w2vtool.training import Place
 

@@ -34,7 +34,8 @@ from w2vtool import sealed
 from w2vtool.architecture import Architecture, Dropouts
 from w2vtool.errors import CheckpointError, DataError
 from w2vtool.model.heads import Backbone, CtcModel, PretrainModel
-from w2vtool.text import Tokens
+from w2vtool.text import Rules
+from w2vtool.tokens import Tokens
 
 log = logging.getLogger(__name__)
 KINDS = ("pretrain", "ctc", "backbone")
@@ -52,6 +53,13 @@ class Spec:
     architecture: Architecture
     tokens: Tokens | None = None  # of "ctc" always, of the others never
     case: str = "upper"
+    punctuation: str = "keep"
+    apostrophes: str = "keep"
+
+    @property
+    def rules(self) -> Rules:
+        """How the transcripts that it was trained on are spelled."""
+        return Rules.of(self)
 
     def to_json(self) -> dict[str, Any]:
         """For ``model.json``."""
@@ -61,6 +69,8 @@ class Spec:
             "architecture": self.architecture.model_dump(),
             "tokens": self.tokens.to_dict() if self.tokens else None,
             "case": self.case,
+            "punctuation": self.punctuation,
+            "apostrophes": self.apostrophes,
         }
 
     def build(self, dropouts: Dropouts | None = None) -> Model:
@@ -279,7 +289,10 @@ def load(path: Path, *, best: bool = True) -> Checkpoint:
             Architecture(**described["architecture"]),
             Tokens.from_dict(described["tokens"]) if described["tokens"] else None,
             described["case"],
+            described.get("punctuation", "keep"),  # not there before there was a choice
+            described.get("apostrophes", "keep"),
         )
+        Rules.of(spec)
         state = json.loads(sealed.read(path, "state.json", listed))
         weights = load_tensors(sealed.read(path, "model.safetensors", listed))
     except (ValueError, KeyError, TypeError, DataError, SafetensorError) as exc:

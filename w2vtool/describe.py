@@ -10,7 +10,8 @@ from typing import Any
 
 from w2vtool import checkpoint
 from w2vtool.architecture import ARCHITECTURES, Architecture, ModelConfig
-from w2vtool.text import Tokens
+from w2vtool.text import Rules
+from w2vtool.tokens import Tokens
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def describe(path: Path) -> dict[str, Any]:
         "kind": spec.kind,
         "parameters": sum(value.numel() for value in loaded.weights.values()),
         "architecture": architecture(spec.architecture),
-        "vocabulary": vocabulary(spec.tokens, spec.case),
+        "vocabulary": vocabulary(spec.tokens, spec.rules),
         "history": history,
         "state": state,
         "files": checkpoint.files(loaded.path),
@@ -44,13 +45,15 @@ def architecture(sizes: Architecture) -> dict[str, Any]:
     return {"name": next(named, "custom"), **sizes.model_dump(mode="json")}
 
 
-def vocabulary(tokens: Tokens | None, case: str) -> dict[str, Any] | None:
+def vocabulary(tokens: Tokens | None, rules: Rules) -> dict[str, Any] | None:
     """The symbols of a CTC model in the order of its outputs."""
     if tokens is None:
         return None
     return {
         "kind": tokens.kind,
-        "case": case,
+        "case": rules.case,
+        "punctuation": rules.punctuation,
+        "apostrophes": rules.apostrophes,
         "blank": tokens.blank,
         "size": len(tokens),
         "symbols": list(tokens.symbols),

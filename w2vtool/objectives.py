@@ -27,7 +27,8 @@ from w2vtool.model.masking import gumbel, negatives, uniform
 from w2vtool.model.quantizer import temperature
 from w2vtool.schema import ObjectiveConfig
 from w2vtool.score import letter_errors, word_errors
-from w2vtool.text import Case, Tokens, normalize
+from w2vtool.text import Case, normalize
+from w2vtool.tokens import Tokens
 
 LAYER_DROP = 6  # purpose of the hash that drops layers; masking.py has 1 to 5, batches.py 7
 

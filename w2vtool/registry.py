@@ -24,6 +24,7 @@ GROUP = "w2vtool.tasks"
 BUILT_IN_ORIGIN = extensions.BUILT_IN_ORIGIN
 BUILT_IN = {
     "manifest": ("w2vtool.tasks.manifest:TASK", "Build a manifest from folders of audio."),
+    "download": ("w2vtool.tasks.download:TASK", "Fetch, check and unpack a corpus."),
     "manifest check": (
         "w2vtool.tasks.manifest_check:TASK",
         "Compare a manifest with its audio files.",
@@ -31,6 +32,7 @@ BUILT_IN = {
     "pretrain": ("w2vtool.tasks.pretrain:TASK", "Pre-train wav2vec 2.0 on unlabelled audio."),
     "finetune-ctc": ("w2vtool.tasks.finetune_ctc:TASK", "Fine-tune with CTC on transcripts."),
     "lm train": ("w2vtool.tasks.lm_train:TASK", "Estimate an n-gram language model from text."),
+    "tokens train": ("w2vtool.tasks.tokens_train:TASK", "Make letters or SentencePiece pieces."),
     "decode": ("w2vtool.tasks.decode:TASK", "Transcribe audio, with a language model if given."),
     "extract": ("w2vtool.tasks.extract:TASK", "Write the features of chosen layers."),
     "import": ("w2vtool.tasks.import_model:TASK", "Take over a fairseq, HF or torchaudio model."),

@@ -110,18 +110,38 @@ class DataConfig(Config):
 
 
 class TextConfig(Config):
-    """How transcripts become tokens."""
+    """How transcripts are spelled, and become tokens."""
 
     case: Literal["upper", "lower", "keep"] = knob("upper", "Case that transcripts are brought to.")
     punctuation: Literal["keep", "drop"] = knob(
         "keep", "Whether punctuation and symbols stay; dashes and slashes become spaces."
     )
-    tokens: Literal["letters", "from-text", "sentencepiece", "checkpoint"] = knob(
+    apostrophes: Literal["keep", "drop", "space"] = knob(
+        "keep",
+        "What becomes of apostrophes inside of words: they stay, go (DONT), or become spaces (DON "
+        "T). All others are punctuation.",
+    )
+    tokens: Literal["letters", "from-text", "file", "sentencepiece", "checkpoint"] = knob(
         "letters",
-        "Units: fairseq's 28 English letters, the letters of the training text, SentencePiece, or "
-        "those of model.init.",
+        "Units: fairseq's 28 English letters, the letters of the training text, those of a file, "
+        "SentencePiece, or those of model.init.",
+    )
+    file: Path | None = knob(
+        None,
+        "Letters, for tokens: file: SYMBOL COUNT lines (dict.ltr.txt), or one symbol a line, the "
+        "blank first.",
     )
     sentencepiece: Path | None = knob(None, "SentencePiece model, for tokens: sentencepiece.")
+    unknown: Literal["error", "drop-rows", "keep-as-unk"] = knob(
+        "error",
+        "Texts with letters outside of the vocabulary: stop before training and name them all, "
+        "leave their rows out, or learn <unk> for the letters.",
+    )
+    too_long: Literal["error", "drop"] = knob(
+        "error",
+        "Texts that need more CTC frames than their audio has: stop before training, or leave "
+        "their rows out.",
+    )
 
 
 class MaskConfig(Config):

@@ -1,73 +1,186 @@
-"""Text to labels and back: the normaliser, and the tokens that a CTC model emits.
+"""Transcripts: read strictly, brought to one spelling, and searched for what should not be there.
 
-Goes in: transcripts. Goes out: text in one spelling, and label ids under a ``Tokens`` that travels
-inside of the checkpoint, so that a model and its vocabulary cannot be mixed up.
+Goes in: files of text, and transcripts. Goes out: lines with their numbers, or every fault as
+``file:line:column``; text in the spelling that ``Rules`` ask for; and ``Oddity`` values for
+characters that nobody sees or says: controls, marks that turn the direction of writing, what a
+wrong conversion left behind.
 
-Why the specials come first: id 0 is the CTC blank (fairseq's ``<s>``), and the order of ``LETTERS``
-is the one of the published fine-tuned models, so their weights fit without a permutation.
+Why numbers stay as they are: how ``1984`` was said depends on the language and on the speaker, and
+a guess would be a wrong label. Texts with digits are counted and named instead.
+
+Why every rule is a loop over characters and no expression: what is linear by construction cannot be
+made slow by a hostile transcript.
 """
 
 from __future__ import annotations
 
-import base64
-import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 from w2vtool.errors import DataError
 
-SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 WORD_END = "|"
-# Source: dict.ltr.txt of fairseq's fine-tuned models; by falling count in LibriSpeech.
-LETTERS = (*SPECIALS, *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ")
+LONGEST_LINE = 1 << 20  # bytes; a transcript that long is a file without line ends
+SHOWN_PROBLEMS = 20
+MOST_MARKS = 30  # accents on one letter
 
-_COUNTED = re.compile(r"\S+ \d+( #fairseq:overwrite)?")
-_WORD_BEGIN = "▁"  # SentencePiece's mark
 _APOSTROPHES = str.maketrans({"\u2019": "'", "\u02bc": "'", "\uff07": "'"})
-_INVISIBLE = {"\u00ad", "\u200b", "\u2060", "\ufeff"}  # soft hyphen, zero-width space, BOM …
+_JOINERS = frozenset("\u200c\u200d")  # spelling in Persian and Hindi, nothing outside words
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_DIGITS = frozenset("0123456789")
+_WHITE = frozenset("\t\n\r\v\f\x1c\x1d\x1e\x1f\x85")  # controls that separate words
+_MARKS = (  # longest first: the one of UTF-32 begins like that of UTF-16
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+    (b"\x1f\x8b", "gzip"),
+)
 
 Case = Literal["upper", "lower", "keep"]
 Punctuation = Literal["keep", "drop"]
-Kind = Literal["letters", "sentencepiece"]
+Apostrophes = Literal["keep", "drop", "space"]
 
 
-def normalize(text: str, case: Case = "upper", *, punctuation: Punctuation = "keep") -> str:
+@dataclass(frozen=True)
+class Rules:
+    """How transcripts are spelled; travels with a checkpoint, so that references are, too."""
+
+    case: Case = "upper"
+    punctuation: Punctuation = "keep"
+    apostrophes: Apostrophes = "keep"
+
+    @classmethod
+    def of(cls, said: Any) -> Rules:
+        """The rules that a ``text`` section, or what a checkpoint says of its texts, asks for.
+
+        Raises DataError where a value is none that this version knows.
+        """
+        values = {item.name: getattr(said, item.name) for item in fields(cls)}
+        for name, known in (("case", Case), ("punctuation", Punctuation)):
+            if values[name] not in get_args(known):
+                raise DataError(f"unknown {name} of texts {values[name]!r}")
+        if values["apostrophes"] not in get_args(Apostrophes):
+            raise DataError(f"unknown treatment of apostrophes {values['apostrophes']!r}")
+        return cls(**values)
+
+    def __call__(self, text: str) -> str:
+        """The text in this spelling."""
+        return normalize(
+            text, self.case, punctuation=self.punctuation, apostrophes=self.apostrophes
+        )
+
+    def __str__(self) -> str:
+        case = "case kept" if self.case == "keep" else f"{self.case} case"
+        marks = "kept" if self.punctuation == "keep" else "dropped"
+        quotes = {"keep": "kept", "drop": "dropped", "space": "turned into spaces"}
+        return (
+            f"NFC, {case}, punctuation {marks}, apostrophes {quotes[self.apostrophes]}, "
+            "numbers left alone"
+        )
+
+
+def normalize(
+    text: str,
+    case: Case = "upper",
+    *,
+    punctuation: Punctuation = "keep",
+    apostrophes: Apostrophes = "keep",
+) -> str:
     """Return the transcript in one spelling.
 
-    Rules, in this order: Unicode NFC; typographic apostrophes become ``'``; soft hyphens and
-    zero-width spaces vanish; ``punctuation="drop"`` turns dashes and slashes into spaces and
-    removes all other punctuation and symbols, but for apostrophes next to a letter or digit on
-    both sides; upper or lower case by Unicode's default rules (``ß`` → ``SS``, Turkish dots are
-    not special); control characters and any run of white space become one space.
+    Rules, in this order: Unicode NFC, with at most 30 marks on a letter; typographic apostrophes
+    become ``'``; control characters become spaces; invisible format characters vanish (zero-width
+    spaces, soft hyphens, marks of direction), joiners only where they are not between two letters;
+    ``apostrophes`` inside of a word stay, vanish or become a space, all others are punctuation;
+    ``punctuation="drop"`` turns dashes and slashes into spaces and removes all other punctuation,
+    symbols and what modifies them; upper or lower case by Unicode's default rules (``ß`` → ``SS``,
+    Turkish dots are not special); any run of white space becomes one space. Digits stay.
     """
-    text = unicodedata.normalize("NFC", text).translate(_APOSTROPHES)
-    text = "".join(letter for letter in text if letter not in _INVISIBLE)
-    if punctuation == "drop":
-        text = _without_punctuation(text)
+    if not text.isascii():
+        text = _composed(text).translate(_APOSTROPHES)
+    if not text.isprintable() or not _JOINERS.isdisjoint(text):
+        text = _visible(text)
+    if punctuation == "drop" or apostrophes != "keep":
+        text = _spoken(text, punctuation, apostrophes)
     if case != "keep":
-        text = unicodedata.normalize("NFC", text.upper() if case == "upper" else text.lower())
-    text = "".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in text)
+        text = text.upper() if case == "upper" else text.lower()
+    if not text.isascii():
+        text = _composed(text)
     return " ".join(text.split())
 
 
-def _without_punctuation(text: str) -> str:
+def _composed(text: str) -> str:
+    """NFC, without the marks that stand after 30 others.
+
+    Why: sorting the marks of one letter takes time by the square of their number, an hour for 1 MB.
+    Source: 30 is the limit of UAX #15, section 13 (stream-safe text); no language comes near it.
+    """
+    if len(text) > MOST_MARKS:
+        kept, run = [], 0
+        for letter in text:
+            run = run + 1 if unicodedata.combining(letter) else 0
+            if run <= MOST_MARKS:
+                kept.append(letter)
+        text = "".join(kept)
+    return unicodedata.normalize("NFC", text)
+
+
+def _visible(text: str) -> str:
+    """Without format characters, and with spaces for controls."""
+    kinds = [(letter, unicodedata.category(letter)) for letter in text]
+    seen = "".join(
+        " " if kind == "Cc" else letter
+        for letter, kind in kinds
+        if kind != "Cf" or letter in _JOINERS
+    )
+    if _JOINERS.isdisjoint(seen):
+        return seen
+    return "".join(
+        letter
+        for before, letter, after in _with_neighbours(seen)
+        if letter not in _JOINERS or (_of_word(before) and _of_word(after))
+    )
+
+
+def _spoken(text: str, punctuation: Punctuation, apostrophes: Apostrophes) -> str:
+    """With the apostrophes inside of words as asked, and without punctuation if asked."""
+    inside = {"keep": "'", "drop": "", "space": " "}[apostrophes]
     kept = []
-    padded = f" {text} "
-    for before, letter, after in zip(padded, text, padded[2:], strict=False):
+    for before, letter, after in _with_neighbours(text):
         kind = unicodedata.category(letter)
-        if letter == "'" and before.isalnum() and after.isalnum():
+        if letter == "'" and _of_word(before) and _of_word(after):
+            kept.append(inside)
+        elif punctuation == "keep":
             kept.append(letter)
         elif kind == "Pd" or letter in "/\\":
             kept.append(" ")
-        elif kind[0] not in "PS":
+        elif kind[0] not in "PS" and not _modifies(letter):
             kept.append(letter)
     return "".join(kept)
+
+
+def _with_neighbours(text: str) -> Iterator[tuple[str, str, str]]:
+    padded = f" {text} "
+    return zip(padded, text, padded[2:], strict=False)
+
+
+def _of_word(letter: str) -> bool:
+    return letter.isalnum() or (unicodedata.category(letter)[0] == "M" and not _modifies(letter))
+
+
+def _modifies(letter: str) -> bool:
+    """Whether it only says how the character before it is drawn: a keycap, an emoji in colour."""
+    return (
+        "\ufe00" <= letter <= "\ufe0f"
+        or "\U000e0100" <= letter <= "\U000e01ef"
+        or unicodedata.category(letter) == "Me"
+    )
 
 
 def letters(text: str) -> list[str]:
@@ -89,189 +202,167 @@ def letter_name(letter: str) -> str:
     return f"{shown}(U+{ord(letter):04X} {name})"
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """The symbols that a CTC model emits, in the order of its output rows.
+class Oddity(NamedTuple):
+    """A character that is not seen or said: where it stands (from 1), and what ``Rules`` make."""
 
-    ``kind`` is ``letters`` (one symbol a letter, ``|`` after every word) or ``sentencepiece``
-    (``model`` holds the SentencePiece file's bytes). ``blank`` is the id of the CTC blank.
+    column: int
+    letter: str
+    fate: str  # removed, a space, kept
+
+
+def oddities(text: str) -> list[Oddity]:
+    """Controls, marks of direction, and the traces of a wrong conversion in a text.
+
+    White space and joiners are none. What stays after ``normalize`` (U+FFFD, private use) is then
+    outside of any ordinary vocabulary, and is named there.
     """
-
-    symbols: tuple[str, ...] = LETTERS
-    blank: int = 0
-    kind: Kind = "letters"
-    model: bytes = field(default=b"", repr=False)
-
-    def __post_init__(self) -> None:
-        twice = sorted(symbol for symbol, count in Counter(self.symbols).items() if count > 1)
-        if twice:
-            raise DataError(f"symbols listed twice: {' '.join(map(repr, twice))}")
-        if self.kind not in ("letters", "sentencepiece"):
-            raise DataError(f"unknown kind of tokens {self.kind!r}")
-        if not 0 <= self.blank < len(self.symbols):
-            raise DataError(f"blank is {self.blank}, but there are {len(self.symbols)} symbols")
-        if self.kind == "letters" and WORD_END not in self._ids:
-            raise DataError(
-                f"the alphabet has no {WORD_END!r}, which closes every word; models without a word "
-                "separator, as those of phonemes, are not supported"
-            )
-
-    def __len__(self) -> int:
-        return len(self.symbols)
-
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        return {symbol: index for index, symbol in enumerate(self.symbols)}
-
-    @classmethod
-    def from_texts(cls, texts: Iterable[str]) -> Tokens:
-        """Letter tokens for a corpus: the specials, ``|``, then letters by falling count."""
-        counts = Counter(letter for text in texts for word in text.split() for letter in word)
-        del counts[WORD_END]
-        if not counts:
-            raise DataError("no letters in the texts", hint="give a manifest with transcripts")
-        found = sorted(counts, key=lambda letter: (-counts[letter], letter))
-        return cls((*SPECIALS, WORD_END, *found))
-
-    @classmethod
-    def from_fairseq_dict(cls, path: str | Path) -> Tokens:
-        """Letter tokens of a fairseq ``dict.ltr.txt``: ``SYMBOL COUNT`` lines after the specials.
-
-        Every line that is not of that form is named in the DataError.
-        """
-        symbols, problems = list(SPECIALS), []
-        for number, line in enumerate(_lines(Path(path)), start=1):
-            symbol, _, count = line.removesuffix(" #fairseq:overwrite").rpartition(" ")
-            if not symbol or not count.isdigit():
-                problems.append(f"{path}:{number}: not 'SYMBOL COUNT': {line[:60]!r}")
-            symbols.append(symbol)
-        if problems:
-            raise DataError("\n  ".join(["not a fairseq dictionary", *problems[:20]]))
-        return cls(tuple(symbols))
-
-    @classmethod
-    def from_dictionary(cls, path: str | Path) -> Tokens:
-        """Letter tokens of a fairseq dictionary, or of a list with one symbol a line, blank first.
-
-        A list names every output row; an empty line or a space stands for the word separator, and
-        ``-`` in the first row for the blank, as in torchaudio's labels; in another row it is a
-        hyphen like any other symbol. Raises DataError.
-        """
-        lines = _lines(Path(path))
-        if lines and all(_COUNTED.fullmatch(line) for line in lines):
-            return cls.from_fairseq_dict(path)
-        symbols = [line.strip() or WORD_END for line in lines]
-        if symbols[:1] == ["-"]:
-            symbols[0] = SPECIALS[0]
-        try:
-            return cls(tuple(symbols))
-        except DataError as error:
-            hint = "a dictionary has 'SYMBOL COUNT' lines; a list has one symbol a line"
-            raise DataError(error.what, where=str(path), hint=hint) from error
-
-    @classmethod
-    def from_sentencepiece(cls, path: str | Path) -> Tokens:
-        """Piece tokens of a SentencePiece model file; its own control pieces are left out."""
-        try:
-            model = Path(path).read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot be read ({error.strerror})", where=str(path)) from error
-        try:
-            processor = _processor(model)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise DataError("is not a SentencePiece model", where=str(path)) from error
-        pieces = (
-            processor.id_to_piece(index)
-            for index in range(processor.get_piece_size())
-            if not processor.is_control(index) and not processor.is_unknown(index)
-        )
-        pieces = (piece for piece in pieces if piece not in SPECIALS)
-        return cls((*SPECIALS, *pieces), kind="sentencepiece", model=model)
-
-    def encode(self, text: str) -> list[int]:
-        """Label ids of a normalised text; DataError naming all letters outside the vocabulary."""
-        unknown = self.unknown(text)
-        if unknown:
-            raise DataError(
-                f"outside the vocabulary: {', '.join(map(letter_name, unknown))}",
-                where=f"text {text[:60]!r}",
-                hint="normalise the text (case, punctuation), or train tokens on these texts",
-            )
-        return [self._ids[piece] for piece in self._pieces(text)]
-
-    def unknown(self, text: str) -> list[str]:
-        """Letters of a text that ``encode`` refuses, in code point order."""
-        if self.kind == "sentencepiece":
-            strange = (piece for piece in self._pieces(text) if piece not in self._ids)
-            return sorted({letter for piece in strange for letter in piece} - {_WORD_BEGIN})
-        found = {letter for word in text.split() for letter in word}
-        return sorted(found - self._ids.keys() | found & {WORD_END})  # "|" would become a space
-
-    def check(self, texts: Iterable[tuple[str, str]]) -> None:
-        """Raise one DataError for a whole corpus of (where, text): each letter, count, place."""
-        counts: Counter[str] = Counter()
-        first: dict[str, str] = {}
-        for where, text in texts:
-            for letter in self.unknown(text):
-                counts[letter] += text.count(letter)
-                first.setdefault(letter, where)
-        if counts:
-            shown = [
-                f"{letter_name(letter)}, {count} times, first in {first[letter]}"
-                for letter, count in counts.most_common(20)
-            ]
-            raise DataError(
-                "\n  ".join([f"{len(counts)} letters outside the vocabulary", *shown]),
-                hint="normalise the texts (case, punctuation), or use tokens made for them",
-            )
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids that are already collapsed: ``|`` → space, specials and blank vanish."""
-        skipped = {self.blank, *(self._ids.get(special) for special in SPECIALS)}
-        pieces = [self.symbols[index] for index in ids if index not in skipped]
-        if self.kind == "sentencepiece":
-            return str(_processor(self.model).decode_pieces(pieces)).strip()
-        return " ".join("".join(pieces).replace(WORD_END, " ").split())
-
-    def _pieces(self, text: str) -> list[str]:
-        if self.kind == "sentencepiece":
-            return list(_processor(self.model).encode(text, out_type=str))
-        return letters(text)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, in JSON types; the SentencePiece model in base64."""
-        record: dict[str, Any] = {"kind": self.kind, "blank": self.blank}
-        record["symbols"] = list(self.symbols)
-        if self.model:
-            record["model"] = base64.b64encode(self.model).decode("ascii")
-        return record
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Tokens:
-        """Inverse of ``to_dict``; DataError when it is not such a record."""
-        symbols, blank = record.get("symbols"), record.get("blank")
-        if not isinstance(symbols, list) or not all(isinstance(item, str) for item in symbols):
-            raise DataError("tokens have no list of symbols")
-        if not isinstance(blank, int) or isinstance(blank, bool):
-            raise DataError(f"blank of the tokens is {blank!r}, not a whole number")
-        try:
-            model = base64.b64decode(record.get("model", ""), validate=True)
-        except (TypeError, ValueError) as error:
-            raise DataError("the SentencePiece model of the tokens is not base64") from error
-        return cls(tuple(symbols), blank, record.get("kind", "letters"), model)
+    if text.isprintable() and "\ufffd" not in text:  # nearly all texts
+        return []
+    found = ((column, letter, _fate(letter)) for column, letter in enumerate(text, start=1))
+    return [Oddity(column, letter, fate) for column, letter, fate in found if fate]
 
 
-def _lines(path: Path) -> list[str]:
+def _fate(letter: str) -> str:
+    kind = unicodedata.category(letter)
+    if kind == "Cc":
+        return "" if letter in _WHITE else "a space"
+    if kind == "Cf":
+        return "" if letter in _JOINERS else "removed"
+    return "kept" if kind in ("Co", "Cn", "Cs") or letter == "\ufffd" else ""
+
+
+@dataclass
+class OddityReport:
+    """Oddities of many texts: how often each, where first, and what becomes of it."""
+
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, where: str, text: str) -> None:
+        """Search one text; ``where`` is the file and line that it stands in."""
+        for column, letter, fate in oddities(text):
+            self.counts[letter, fate] += 1
+            self.first.setdefault(letter, f"{where}:{column}" if where else f"column {column}")
+
+    def lines(self) -> list[str]:
+        """A line for each kind of character, the most frequent first."""
+        return [
+            f"{'direction mark ' if letter in _BIDI else ''}{letter_name(letter)}: {count} times, "
+            f"{fate}, first in {self.first[letter]}"
+            for (letter, fate), count in self.counts.most_common(SHOWN_PROBLEMS)
+        ]
+
+
+class Fault(NamedTuple):
+    """Why a line cannot be used; ``column`` is in characters, from 1."""
+
+    line: int
+    column: int
+    what: str
+    hint: str = ""
+
+
+def scan_lines(path: str | Path) -> Iterator[tuple[int, str] | Fault]:
+    r"""Lines of a UTF-8 file with their numbers, from 1, or what is wrong with them.
+
+    A byte order mark and ``\r`` before a line's end are taken away; lines end with ``\n`` alone.
+    Faults: bytes that are not UTF-8, NUL, lines of more than 1 MiB; UTF-16, UTF-32 and gzip files
+    are one fault. Memory is bounded by one line. DataError when the file cannot be read.
+    """
+    path = Path(path)
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        with path.open("rb") as file:
+            start = file.read(4)
+            kind = next((name for mark, name in _MARKS if start.startswith(mark)), "")
+            if kind:
+                yield _foreign(kind)
+                return
+            file.seek(3 if start.startswith(b"\xef\xbb\xbf") else 0)
+            number = 0
+            while raw := file.readline(LONGEST_LINE + 2):
+                number += 1
+                if len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
+                    yield _endless(number)
+                    while raw and not raw.endswith(b"\n"):  # the rest of it, part by part
+                        raw = file.readline(LONGEST_LINE)
+                    continue
+                yield _decoded(number, raw.removesuffix(b"\n").removesuffix(b"\r"))
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", where=str(path)) from error
+
+
+def _foreign(kind: str) -> Fault:
+    if kind == "gzip":
+        return Fault(1, 1, "is compressed (gzip), not text", "gunzip it first")
+    hint = f"iconv -f {kind} -t UTF-8 FILE > NEW"
+    return Fault(1, 1, f"is {kind}, not UTF-8 (by its byte order mark)", hint)
+
+
+def _endless(number: int) -> Fault:
+    what = f"a line of more than {LONGEST_LINE:,} bytes"
+    return Fault(number, 1, what, "one utterance a line")
+
+
+def _decoded(number: int, raw: bytes) -> tuple[int, str] | Fault:
+    try:
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 (byte {error.start})", where=str(path)) from error
+        column = len(raw[: error.start].decode("utf-8")) + 1
+        byte = raw[error.start : error.start + 1]
+        other = byte.decode("cp1252", "replace")
+        guess = f"; in Windows-1252 it would be {other!r}" if other.isalpha() else ""
+        what = f"byte 0x{byte.hex().upper()} is not UTF-8{guess}"
+        return Fault(number, column, what, "iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW")
+    if "\x00" in text:
+        column = text.index("\x00") + 1
+        many = text.count("\x00") * 3 > len(text)
+        what = "a NUL character" + ("; is the file UTF-16 without a mark?" if many else "")
+        return Fault(number, column, what, "iconv -f UTF-16LE -t UTF-8 FILE > NEW" if many else "")
+    return number, text
 
 
-@cache
-def _processor(model: bytes) -> Any:
-    import sentencepiece
+def stream_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file with their numbers, however long it is; see ``scan_lines``.
 
-    return sentencepiece.SentencePieceProcessor(model_proto=model)
+    Raises one DataError at the end that lists every fault as ``file:line:column`` (the first 20).
+    """
+    faults: list[Fault] = []
+    for item in scan_lines(path):
+        if isinstance(item, Fault):
+            faults.append(item)
+        else:
+            yield item
+    if faults:
+        raise faulty(path, faults)
+
+
+def read_lines(path: str | Path) -> list[tuple[int, str]]:
+    """All of ``stream_lines``, or its DataError."""
+    return list(stream_lines(path))
+
+
+def faulty(path: str | Path, faults: Sequence[Fault]) -> DataError:
+    """One error for the faults of a file."""
+    first = faults[0]
+    if len(faults) == 1:
+        return DataError(first.what, where=f"{path}:{first.line}:{first.column}", hint=first.hint)
+    listed = (f"{path}:{fault.line}:{fault.column}: {fault.what}" for fault in faults)
+    shown = shortened(list(listed))
+    return DataError(
+        "\n  ".join([f"{len(faults)} lines cannot be read", *shown]),
+        where=str(path),
+        hint=first.hint,
+    )
+
+
+def shortened(lines: Sequence[str]) -> list[str]:
+    """The first 20 lines, and how many more there are."""
+    rest = len(lines) - SHOWN_PROBLEMS
+    return [*lines[:SHOWN_PROBLEMS], *([f"… and {rest} more"] if rest > 0 else [])]
+
+
+def has_digits(text: str) -> bool:
+    """Whether there is a digit of any script in the text."""
+    if text.isascii():
+        return not _DIGITS.isdisjoint(text)
+    return any(letter.isdigit() for letter in text)

@@ -166,7 +166,7 @@ class Training:
 
     def _resume(self) -> None:
         loaded = checkpoint.load(self.folder, best=False)
-        parts = ("kind", "architecture", "tokens", "case")
+        parts = ("kind", "architecture", "tokens", "case", "punctuation", "apostrophes")
         differ = [p for p in parts if getattr(loaded.spec, p) != getattr(self.spec, p)]
         if differ:
             raise CheckpointError(

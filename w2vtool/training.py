@@ -9,30 +9,27 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from w2vtool import checkpoint, device, metrics, trainer, views
-from w2vtool.architecture import Architecture, Dropouts, ModelConfig
-from w2vtool.audio import SAMPLE_RATE
-from w2vtool.batches import Collate, frames_of
-from w2vtool.errors import CheckpointError, ConfigError, DataError
+from w2vtool import checkpoint, device, metrics, trainer
+from w2vtool.architecture import Dropouts, ModelConfig
+from w2vtool.batches import Collate
+from w2vtool.errors import CheckpointError, ConfigError
 from w2vtool.feed import Split
-from w2vtool.manifest import Manifest, Utterance
+from w2vtool.manifest import Manifest
 from w2vtool.model.heads import CtcModel
 from w2vtool.plan import Plan
 from w2vtool.run import write_atomic
 from w2vtool.schema import DataConfig, LoopConfig, OptimConfig, TextConfig
 from w2vtool.splits import open_split
-from w2vtool.text import Case, Tokens, frames_needed, normalize
+from w2vtool.text import Case, Rules
+from w2vtool.tokens import Tokens
 
-SHOWN_PROBLEMS = 20
 # What pre-training heard in the paper (§4.2): updates × hours an update, by width of the network.
 PAPER_HOURS = {768: ("BASE", 400_000 * 1.6), 1024: ("LARGE", 250_000 * 2.7)}
 # Below this much audio an update, pre-training of BASE was unstable: with 87.5 s it went well only
@@ -94,7 +91,7 @@ def initial(
     kind: str,
     *,
     tokens: Tokens | None = None,
-    case: str = "upper",
+    rules: Rules | None = None,
     fresh_head: bool = False,
 ) -> Start:
     """Start from ``model.init``, or from nothing.
@@ -102,10 +99,11 @@ def initial(
     A CTC model starts from the body of a pre-trained one with a fresh head, or from another CTC
     model with its head, unless ``fresh_head``. Raises CheckpointError when the vocabularies differ.
     """
+    spelled = asdict(rules or Rules())
     if model.init is None:
-        return Start(checkpoint.Spec(kind, model.sizes(), tokens, case), {}, [])
+        return Start(checkpoint.Spec(kind, model.sizes(), tokens, **spelled), {}, [])
     source = checkpoint.load(model.init)
-    spec = checkpoint.Spec(kind, source.spec.architecture, tokens, case)
+    spec = checkpoint.Spec(kind, source.spec.architecture, tokens, **spelled)
     same = source.spec.kind == kind and not fresh_head
     if same and kind == "ctc" and source.spec.tokens != tokens:
         old = source.spec.tokens.symbols if source.spec.tokens else ()
@@ -186,51 +184,13 @@ def tokens(text: TextConfig, manifest: Manifest, init: Path | None = None) -> To
         if text.sentencepiece is None:
             raise ConfigError("text.tokens is sentencepiece, and text.sentencepiece is not given")
         return Tokens.from_sentencepiece(text.sentencepiece)
+    if text.tokens == "file":
+        if text.file is None:
+            raise ConfigError("text.tokens is file, and text.file is not given")
+        return Tokens.from_dictionary(text.file)
     if text.tokens == "from-text":
         return Tokens.from_texts(row.text or "" for row in manifest.rows)
     return Tokens()
-
-
-def transcripts(manifest: Manifest, case: Case) -> Manifest:
-    """The manifest with its texts in the spelling that is trained on.
-
-    Raises DataError when rows have none.
-    """
-    rows = views.changed(manifest.rows, partial(_spelled, case=case))
-    missing = [row.id for row in rows if not row.text]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(rows)} utterances have no text, first {missing[0]!r}",
-            where=str(manifest.path),
-            hint="CTC needs transcripts; audio alone is for pretrain",
-        )
-    return replace(manifest, rows=rows)
-
-
-def _spelled(row: Utterance, case: Case) -> Utterance:
-    return replace(row, text=normalize(row.text or "", case))
-
-
-def check_text(manifest: Manifest, tokens: Tokens, architecture: Architecture) -> None:
-    """Every text must be one that can be emitted. Raises DataError naming letters or rows."""
-    tokens.check((f"{manifest.path} ({row.id})", row.text or "") for row in manifest.rows)
-    samples = torch.from_numpy(np.rint(manifest.durations * SAMPLE_RATE).astype(np.int64))
-    frames = frames_of(samples, architecture).tolist()
-    problems = []
-    for row, there in zip(manifest.rows, frames, strict=True):
-        needed = frames_needed(tokens.encode(row.text or ""))
-        if needed > there:
-            problems.append(
-                f"{row.id}: {needed} frames to emit {row.text!r}, the audio has {there}"
-            )
-    if problems:
-        rest = len(problems) - SHOWN_PROBLEMS
-        shown = [*problems[:SHOWN_PROBLEMS], *([f"… and {rest} more"] if rest > 0 else [])]
-        raise DataError(
-            "\n  ".join([f"{len(problems)} texts are too long for their audio", *shown]),
-            where=str(manifest.path),
-            hint="leave these rows out; w2vtool manifest does, when it builds a manifest",
-        )
 
 
 def split(manifest: Manifest, loop: LoopConfig, collate: Collate, *, crop: bool) -> Split:

@@ -14,7 +14,7 @@ import soundfile
 import toys
 
 from w2vtool import checkpoint
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 USAGE, DATA, CHECKPOINT = 2, 3, 5
 
@@ -175,9 +175,9 @@ def test_letters_outside_of_the_vocabulary(
     bad: Callable[..., str], rows: Callable[..., Path]
 ) -> None:
     message = bad(DATA, "finetune-ctc", rows("ONE", "CAFÉ 2", "ÉTÉ"))
-    assert message.startswith("2 letters outside the vocabulary")
-    assert "'É' (U+00C9 LATIN CAPITAL LETTER E WITH ACUTE), 3 times, first in" in message
-    assert "(train-1)" in message
+    assert message.startswith("train.jsonl: 2 letters outside the vocabulary, in 2 texts")
+    assert "'É' (U+00C9 LATIN CAPITAL LETTER E WITH ACUTE), 3 times, first in train-1" in message
+    assert "write out numbers as they are said" in message
     assert "'2', 1 times" in message
     assert "hint: " in message
 
@@ -207,6 +207,31 @@ def test_a_vocabulary_of_the_text_needs_no_letters_of_english(
     assert spec.case == "lower"
     assert spec.tokens is not None
     assert sorted(spec.tokens.symbols[5:]) == sorted(set("caféete"))
+
+
+def test_rows_that_do_not_fit_are_left_out_where_the_recipe_says_so(
+    w2v: Callable[..., Any], rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    words = ("finetune-ctc", rows("ONE", "CAFÉ 2", "NO " * 40, "don't"), "loop.updates=1")
+    done = w2v(
+        *(*words, "--run-dir", tmp_path / "run", "text.unknown=drop-rows", "text.too_long=drop"),
+        *("text.punctuation=drop", "text.apostrophes=drop"),
+    )
+    assert done.code == 0, done.err
+    assert "text.rules: NFC, upper case, punctuation dropped, apostrophes dropped" in done.err
+    assert "1 rows with letters outside the vocabulary are left out" in done.err
+    assert "2 of 4 rows are left" in done.err
+    rules = checkpoint.load(tmp_path / "run").spec.rules
+    assert (rules.case, rules.punctuation, rules.apostrophes) == ("upper", "drop", "drop")
+
+
+def test_unknown_letters_can_be_learned_as_unk(
+    w2v: Callable[..., Any], rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    words = ("finetune-ctc", rows("ONE", "CAFÉ 2"), "--run-dir", tmp_path / "run")
+    done = w2v(*words, "text.unknown=keep-as-unk", "loop.updates=1")
+    assert done.code == 0, done.err
+    assert "1 rows with letters outside the vocabulary are kept, with <unk>" in done.err
 
 
 # -- recipes --------------------------------------------------------------------------------------

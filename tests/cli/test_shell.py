@@ -158,7 +158,17 @@ def test_help_configs_and_recipe_errors_import_nothing_heavy(
 
 
 @pytest.mark.parametrize(
-    "name", ["manifest", "pretrain", "finetune-ctc", "lm train", "decode", "extract", "run"]
+    "name",
+    [
+        "manifest",
+        "pretrain",
+        "finetune-ctc",
+        "lm train",
+        "tokens train",
+        "decode",
+        "extract",
+        "run",
+    ],
 )
 def test_help_of_a_built_in_task_imports_nothing_heavy_and_has_an_example(
     name: str, cli: Any

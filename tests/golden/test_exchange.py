@@ -18,7 +18,7 @@ from w2vtool.batches import Batch, ctc_batch, pretrain_batch
 from w2vtool.feed import Pass
 from w2vtool.model.masking import negatives
 from w2vtool.schema import LoopConfig, MaskConfig
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 transformers = pytest.importorskip("transformers")
 TOLERANCE = 1e-5

@@ -18,7 +18,7 @@ from w2vtool.losses import contrastive_loss, ctc_loss, diversity_loss, feature_p
 from w2vtool.model import encoder
 from w2vtool.model.heads import CtcModel, PretrainModel, PretrainOutput
 from w2vtool.model.quantizer import temperature
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 DATA = Path(__file__).parent / "data"
 TOLERANCE = 1e-5  # relative to the largest value of the tensor

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from w2vtool import checkpoint
 from w2vtool.interop.selfcheck import sound
-from w2vtool.text import LETTERS, Tokens
+from w2vtool.tokens import LETTERS, Tokens
 
 transformers = pytest.importorskip("transformers")
 models = pytest.importorskip("torchaudio.models")

@@ -25,7 +25,7 @@ from w2vtool.model import masking
 from w2vtool.model.masking import span_mask
 from w2vtool.plan import Bin, Plan
 from w2vtool.schema import MaskConfig
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 torch.set_num_threads(1)
 SMALL = Architecture(width=64, heads=4, layers=1, ffn_width=64)

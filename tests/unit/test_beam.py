@@ -16,7 +16,7 @@ from w2vtool.decoder.beam import BeamOptions, Search
 from w2vtool.decoder.lm import LanguageModel, open_lm
 from w2vtool.decoder.lm_train import train, write_arpa
 from w2vtool.errors import ConfigError, DataError
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 TOKENS = Tokens(("-", "|", "A", "B"))
 BLANK, SEPARATOR = 0, 1

@@ -18,13 +18,13 @@ import pytest
 import torch
 import toys
 
-from w2vtool import bench, bench_machine, flops, training
+from w2vtool import bench, bench_machine, flops, labels, training
 from w2vtool.batches import Batch, ctc_batch
 from w2vtool.errors import Stopped
 from w2vtool.schema import LoopConfig
 from w2vtool.tasks import bench as tasks
 from w2vtool.testing import check_task, run_for
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -130,7 +130,7 @@ def test_made_up_utterances_are_as_long_as_they_say_and_have_text_that_fits() ->
     found = bench.noise([0.5, 1.0, 2.5])
     assert [len(found.audio(row)) for row in found.rows] == [8000, 16_000, 40_000]
     assert not np.array_equal(found.audio(found.rows[0]), found.audio(found.rows[1])[:8000])
-    training.check_text(found, Tokens(), toys.TINY)
+    assert labels.fit(found, Tokens(), toys.TINY) is found
 
 
 def test_mixed_utterances_are_as_long_as_those_of_librispeech() -> None:

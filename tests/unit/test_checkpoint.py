@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from w2vtool.checkpoint import Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.model.heads import CtcModel
 from w2vtool.schema import OptimConfig
-from w2vtool.text import Tokens
+from w2vtool.text import Rules
+from w2vtool.tokens import Tokens
 
 SPEC = Spec("pretrain", toys.TINY)
 
@@ -323,3 +325,23 @@ def test_a_later_format_is_not_guessed_at(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(CheckpointError, match="checkpoint format 2; this w2vtool reads 1"):
         checkpoint.load(path)
+
+
+def test_the_rules_of_spelling_travel_and_older_checkpoints_kept_punctuation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = Spec("ctc", toys.TINY, toys.TOKENS, "lower", "drop", "space")
+    checkpoint.save(tmp_path / "new", 1, spec.build(), spec)
+    assert checkpoint.load(tmp_path / "new").spec.rules == Rules("lower", "drop", "space")
+    complete = Spec.to_json
+
+    def older(spec: Spec) -> dict[str, Any]:
+        return {k: v for k, v in complete(spec).items() if k not in ("punctuation", "apostrophes")}
+
+    monkeypatch.setattr(Spec, "to_json", older)
+    checkpoint.save(tmp_path / "old", 1, spec.build(), spec)
+    assert checkpoint.load(tmp_path / "old").spec.rules == Rules("lower", "keep", "keep")
+    strange = Spec("ctc", toys.TINY, toys.TOKENS, "title")
+    checkpoint.save(tmp_path / "strange", 1, strange.build(), strange)
+    with pytest.raises(CheckpointError, match="unknown case of texts 'title'"):
+        checkpoint.load(tmp_path / "strange")

@@ -128,7 +128,7 @@ def test_a_table_tells_what_does_not_fit_with_file_and_line(table: Path) -> None
         ("transcripts.tsv:5", "bad-line"),
         ("transcripts.tsv:6", "bad-line"),
         ("transcripts.tsv:7", "missing"),
-        ("transcripts.tsv:8", "missing"),
+        ("transcripts.tsv:8", "bad-line"),
         ("transcripts.tsv:9", "missing"),
         ("transcripts.tsv:10", "not-utf8"),
     ]

@@ -17,7 +17,8 @@ from w2vtool.checkpoint import Checkpoint, Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.interop import fairseq, fairseq_options, pickles
 from w2vtool.interop.names import Hints, Source, export_state, import_state
-from w2vtool.text import LETTERS, SPECIALS, Tokens
+from w2vtool.text import Rules
+from w2vtool.tokens import LETTERS, SPECIALS, Tokens
 
 torch.set_num_threads(1)
 SHAPES = [(10, 5), *[(3, 2)] * 4, *[(2, 2)] * 2]
@@ -654,7 +655,7 @@ def test_the_dictionary_is_written_as_fairseq_writes_it_and_is_not_called_lost(
 ) -> None:
     lost = fairseq.write(tmp_path, checkpoint("ctc"))
     assert (tmp_path / "dict.ltr.txt").read_text() == "| 1\nA 1\nB 1\nC 1\n' 1\n"
-    assert lost == ("the case that transcripts are brought to (upper)",)
+    assert lost == (f"how transcripts are spelled ({Rules()})",)
 
 
 def test_only_what_this_checkpoint_has_is_called_lost(tmp_path: Path) -> None:

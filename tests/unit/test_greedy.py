@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from w2vtool.decoder.greedy import greedy
 from w2vtool.errors import DataError
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 TOKENS = Tokens(("|", "A", "-", "B"), blank=2)
 

@@ -30,7 +30,7 @@ from w2vtool.interop.hf_vocabulary import (
     write_vocabulary,
 )
 from w2vtool.interop.names import case_of
-from w2vtool.text import LETTERS, SPECIALS, Tokens
+from w2vtool.tokens import LETTERS, SPECIALS, Tokens
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 FACEBOOK = ("<pad>", "<s>", "</s>", "<unk>", *LETTERS[4:])

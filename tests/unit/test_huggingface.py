@@ -18,7 +18,8 @@ from w2vtool.checkpoint import Checkpoint, Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.interop import huggingface
 from w2vtool.interop.names import NO_HINTS, Hints, Source
-from w2vtool.text import LETTERS, Tokens
+from w2vtool.text import Rules
+from w2vtool.tokens import LETTERS, Tokens
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
@@ -447,7 +448,7 @@ def test_what_a_folder_cannot_hold_is_said(tmp_path: Path) -> None:
     folder = tmp_path / "hf"
     folder.mkdir()
     assert huggingface.write(folder, checkpoint) == (
-        "the case that transcripts are brought to (upper)",
+        f"how transcripts are spelled ({Rules()})",
         "the optimizer's state",
         "the history of the training: settings and metrics",
     )

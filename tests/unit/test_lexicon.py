@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from w2vtool.decoder import lexicon as lexicons
 from w2vtool.decoder.lexicon import Lexicon, Trie
 from w2vtool.errors import DataError
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 TOKENS = Tokens(("<s>", "<unk>", "|", "A", "B", "C", "'"))
 PIPE, A, B, C = 2, 3, 4, 5

@@ -22,7 +22,7 @@ from w2vtool.model.masking import equalise, mix, span_mask
 from w2vtool.model.quantizer import temperature
 from w2vtool.objectives import LAYER_DROP, Contrastive, Ctc, one_by_one, skipped_blocks
 from w2vtool.schema import ObjectiveConfig
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 torch.set_num_threads(1)
 TOKENS = Tokens()

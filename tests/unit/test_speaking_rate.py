@@ -15,7 +15,7 @@ import torch
 from w2vtool import checkpoint, registry
 from w2vtool.architecture import Architecture
 from w2vtool.testing import check_task
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 FILE = Path(__file__).parents[2] / "plugins" / "speaking_rate.py"
 TINY = Architecture(

@@ -12,7 +12,7 @@ from w2vtool.checkpoint import Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.interop.names import export_state
 from w2vtool.interop.strangers import refuse
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 NOT_OURS = "a {} checkpoint, not wav2vec 2.0"
 BODY = ["feature_extractor.conv_layers.0.0.weight", "encoder.layers.0.fc1.weight", "mask_emb"]

@@ -180,7 +180,7 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(
         running.wait()
     assert not (tmp_path / "a.jsonl").exists()
     resumed = corpora.build_manifest([tmp_path / "a"], tmp_path / "a.jsonl")
-    assert 0 < len(looked) < 790
+    assert 0 < len(looked) <= 796  # four parts at least were kept
     corpora.build_manifest([tmp_path / "a"], tmp_path / "fresh.jsonl")
     assert (tmp_path / "fresh.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
     assert [item.reason for item in resumed.built.rejected] == ["not-audio"]

@@ -1,22 +1,33 @@
-"""Spelling, alphabets, and the way from text to labels and back."""
+"""Spelling, odd characters, and how files of text are read."""
 
 from __future__ import annotations
 
-import io
-import json
-import time
+import itertools
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from w2vtool import text as module
 from w2vtool.errors import DataError
-from w2vtool.text import LETTERS, Tokens, frames_needed, letters, normalize
+from w2vtool.text import (
+    LONGEST_LINE,
+    Fault,
+    OddityReport,
+    Rules,
+    frames_needed,
+    has_digits,
+    letters,
+    normalize,
+    oddities,
+    read_lines,
+    scan_lines,
+)
 
-SENTENCES = [
-    f"{a} {b} {c}" for a in ("ONE", "TWO") for b in ("RED", "BLUE") for c in ("CATS", "OX")
-]
+TEXTS = st.text() | st.text("aé'’|.-/ 1\u0301\u200c\u200d\u200b\u202e\ufe0f\u2764\x00\u0903")
 
 
 @pytest.mark.parametrize(
@@ -55,18 +66,118 @@ def test_punctuation_can_be_dropped(text: str, expected: str) -> None:
     assert normalize(text, punctuation="drop") == expected
 
 
-@given(st.text(), st.sampled_from(["upper", "lower", "keep"]), st.sampled_from(["keep", "drop"]))
-def test_normalising_twice_changes_nothing_more(text: str, case: str, punctuation: str) -> None:
-    once = normalize(text, case, punctuation=punctuation)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\u2764\ufe0f love \U0001f468\u200d\U0001f469\u200d\U0001f467", "LOVE"),
+        ("1\ufe0f\u20e3 one", "1 ONE"),
+        ("thumbs \U0001f44d\U0001f3fd up", "THUMBS UP"),
+        (
+            "\u0645\u06cc\u200c\u0631\u0648\u0645",
+            "\u0645\u06cc\u200c\u0631\u0648\u0645",
+        ),  # Persian: stays
+        ("\u0915\u094d\u200d\u0937", "\u0915\u094d\u200d\u0937"),  # Hindi: stays
+        ("\u202eabc\u202c \u2066def\u2069", "ABC DEF"),
+        ("year 1984, room 4b", "YEAR 1984 ROOM 4B"),  # numbers are left alone
+    ],
+)
+def test_emoji_joiners_and_marks_of_direction(text: str, expected: str) -> None:
+    assert normalize(text, punctuation="drop") == expected
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        (Rules("lower"), "'l'homme' dogs' don't,"),
+        (Rules("lower", apostrophes="drop"), "'lhomme' dogs' dont,"),
+        (Rules("lower", apostrophes="space"), "'l homme' dogs' don t,"),
+        (Rules("lower", "drop"), "l'homme dogs don't"),
+        (Rules("keep", "drop", "drop"), "lHomme dogs dont"),
+        (Rules("lower", "drop", "space"), "l homme dogs don t"),
+    ],
+)
+def test_apostrophes_inside_of_words_have_a_rule_of_their_own(rules: Rules, expected: str) -> None:
+    assert rules("'l\u2019Homme' dogs' don't,") == expected
+
+
+def test_the_rules_say_what_they_do() -> None:
+    assert str(Rules()) == (
+        "NFC, upper case, punctuation kept, apostrophes kept, numbers left alone"
+    )
+    assert "apostrophes turned into spaces" in str(Rules("keep", "drop", "space"))
+    with pytest.raises(DataError, match="unknown case of texts 'title'"):
+        Rules.of(Rules("title"))  # type: ignore[arg-type]
+
+
+@given(
+    TEXTS,
+    st.sampled_from(["upper", "lower", "keep"]),
+    st.sampled_from(["keep", "drop"]),
+    st.sampled_from(["keep", "drop", "space"]),
+)
+def test_normalising_twice_changes_nothing_more(
+    text: str, case: Any, punctuation: Any, apostrophes: Any
+) -> None:
+    rules = Rules(case, punctuation, apostrophes)
+    once = rules(text)
     assert once == " ".join(once.split())
+    assert not any(odd.fate in ("removed", "a space") for odd in oddities(once))
     if case == "keep":  # changing the case of odd scripts has no fixed point in Unicode
-        assert normalize(once, case, punctuation=punctuation) == once  # type: ignore[arg-type]
+        assert rules(once) == once
 
 
-def test_normalising_a_long_line_takes_linear_time() -> None:
-    started = time.perf_counter()
-    normalize("a'" * 500_000 + " " * 500_000, punctuation="drop")
-    assert time.perf_counter() - started < 5
+class Counted:
+    """``unicodedata`` that counts the characters that it looks at, and sees runs of marks."""
+
+    def __init__(self) -> None:
+        self.work = 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.work += 1
+        return getattr(unicodedata, name)
+
+    def normalize(self, form: Any, text: str) -> str:
+        """Linear only where marks are few: more than 30 in a row are refused."""
+        runs = itertools.groupby(text, lambda letter: unicodedata.combining(letter) > 0)
+        assert all(len(list(run)) <= 30 for marks, run in runs if marks)
+        self.work += len(text)
+        return unicodedata.normalize(form, text)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "a'",
+        "'",
+        "\u200d",
+        "a\u200d",
+        "\u0315\u0300",
+        "\u0300\u200b\u0315",
+        "\u202e",
+        "-",
+        "\x00",
+        "é ",
+    ],
+    ids=ascii,
+)
+def test_a_hostile_megabyte_takes_work_in_proportion_to_its_length(
+    unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = []
+    for size in (50_000, 100_000):
+        counted = Counted()
+        monkeypatch.setattr(module, "unicodedata", counted)
+        normalize(unit * (size // len(unit)), punctuation="drop", apostrophes="space")
+        work.append(counted.work)
+    assert work[1] <= 2.01 * work[0] + 10
+    assert work[1] <= 12 * 100_000
+    monkeypatch.undo()
+    normalize((unit * 1_000_000)[:1_000_000], punctuation="drop")  # and it ends
+
+
+def test_no_letter_keeps_more_than_thirty_marks() -> None:
+    assert normalize("a" + "\u0315\u0300" * 50 + "b", "keep").count("\u0315") == 15
+    assert normalize("q" + "\u0323" * 30, "keep") == "q" + "\u0323" * 30
 
 
 def test_every_word_is_closed_by_a_bar() -> None:
@@ -81,169 +192,124 @@ def test_frames_needed_counts_repeats() -> None:
     assert frames_needed([]) == 0
 
 
-def test_letters_are_those_of_the_published_models() -> None:
-    assert len(LETTERS) == 32
-    assert LETTERS[:8] == ("<s>", "<pad>", "</s>", "<unk>", "|", "E", "T", "A")
-    assert LETTERS[-3:] == ("J", "Q", "Z")
-    assert LETTERS[27] == "'"
-    assert len(set(LETTERS)) == 32
-    assert Tokens().blank == 0
+def test_digits_of_any_script_are_seen() -> None:
+    assert has_digits("room 4")
+    assert has_digits("\u0664\u0665")
+    assert not has_digits("four \u00e9")
 
 
-def test_encoding_a_known_sentence() -> None:
-    assert Tokens().encode("HE'S A") == [11, 5, 27, 12, 4, 7, 4]
+def test_what_nobody_sees_is_named_with_its_place() -> None:
+    odd = oddities("a\u202eb\x1b\ufffd\t\u200c\ue000\u00a0")
+    assert [(item.column, item.fate) for item in odd] == [
+        (2, "removed"),
+        (4, "a space"),
+        (5, "kept"),
+        (8, "kept"),
+    ]
+    report = OddityReport()
+    report.add("x.txt:7", "ab\u202e")
+    report.add("x.txt:9", "\u202e\x9f")
+    assert report.lines() == [
+        "direction mark (U+202E RIGHT-TO-LEFT OVERRIDE): 2 times, removed, first in x.txt:7:3",
+        "(U+009F no name): 1 times, a space, first in x.txt:9:2",
+    ]
+    assert oddities("plain text, caf\u00e9 \u4f60\u597d \U0001f600") == []
 
 
-@given(st.lists(st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ'", min_size=1), max_size=6).map(" ".join))
-def test_decode_undoes_encode(text: str) -> None:
-    tokens = Tokens()
-    ids = tokens.encode(text)
-    assert tokens.decode(ids) == text
-    assert all(4 <= index < len(tokens) for index in ids)
+def written(folder: Path, data: bytes) -> Path:
+    path = folder / "text.txt"
+    path.write_bytes(data)
+    return path
 
 
-def test_decoding_skips_specials_and_stray_bars() -> None:
-    tokens = Tokens()
-    assert tokens.decode([0, 4, 4, 5, 1, 2, 3, 4, 4, 7]) == "E A"
-    assert tokens.decode([]) == ""
-
-
-def test_unknown_letters_are_all_named() -> None:
-    with pytest.raises(DataError) as caught:
-        Tokens().encode("AN \u00c9TUDE 4 \u200d x|Y")
-    what = caught.value.what
-    for part in ("'4'", "'x'", "'|'", "'\u00c9' (U+00C9 LATIN CAPITAL LETTER E WITH ACUTE)"):
-        assert part in what
-    assert "(U+200D ZERO WIDTH JOINER)" in what
-    assert "'A'" not in what
-    assert "\u200d" not in what
-
-
-def test_a_corpus_with_unknown_letters_is_one_error_with_counts_and_places() -> None:
-    texts = [("a.jsonl:1", "FINE"), ("a.jsonl:2", "N\u00d6 N\u00d6"), ("a.jsonl:3", "\u00d6L 1")]
-    with pytest.raises(DataError) as caught:
-        Tokens().check(texts)
-    assert "2 letters outside the vocabulary" in caught.value.what
-    assert "O WITH DIAERESIS), 3 times, first in a.jsonl:2" in caught.value.what
-    assert "'1', 1 times, first in a.jsonl:3" in caught.value.what
-    Tokens().check([("x", "ALL KNOWN")])
-
-
-def test_an_alphabet_from_texts_goes_by_count_then_letter() -> None:
-    tokens = Tokens.from_texts(["b\u00e9 b", "a\u00e9 |"])
-    assert tokens.symbols == ("<s>", "<pad>", "</s>", "<unk>", "|", "b", "\u00e9", "a")
-    assert tokens.decode(tokens.encode("b\u00e9 a")) == "b\u00e9 a"
-    with pytest.raises(DataError, match="no letters"):
-        Tokens.from_texts(["", "  "])
-
-
-def test_a_fairseq_dictionary_follows_the_specials(tmp_path: Path) -> None:
-    path = tmp_path / "dict.ltr.txt"
-    lines = [f"{symbol} {1000 - n}" for n, symbol in enumerate(LETTERS[4:])]
-    path.write_text("\n".join(lines) + "\n")
-    assert Tokens.from_fairseq_dict(path) == Tokens()
-
-
-def test_a_wrong_fairseq_dictionary_is_named_line_by_line(tmp_path: Path) -> None:
-    path = tmp_path / "dict.ltr.txt"
-    path.write_text("| 10\nE\nT x\n")
-    with pytest.raises(DataError) as caught:
-        Tokens.from_fairseq_dict(path)
-    assert f"{path}:2" in caught.value.what
-    assert f"{path}:3" in caught.value.what
-    path.write_text("| 10\nE 3\nE 2\n")
-    with pytest.raises(DataError, match="listed twice: 'E'"):
-        Tokens.from_fairseq_dict(path)
-    with pytest.raises(DataError, match="cannot be read"):
-        Tokens.from_fairseq_dict(tmp_path / "none.txt")
-    path.write_bytes(b"\xff 3\n")
-    with pytest.raises(DataError, match="not UTF-8"):
-        Tokens.from_fairseq_dict(path)
-
-
-def test_tokens_survive_json() -> None:
-    for tokens in (Tokens(), Tokens.from_texts(["\u00fcber"])):
-        assert Tokens.from_dict(json.loads(json.dumps(tokens.to_dict()))) == tokens
+def test_lines_have_numbers_and_lose_their_ends(tmp_path: Path) -> None:
+    data = "\ufeffone\r\n\ntwo\u2028still two\x0b\nlast\r".encode()
+    assert read_lines(written(tmp_path, data)) == [
+        (1, "one"),
+        (2, ""),
+        (3, "two\u2028still two\x0b"),
+        (4, "last"),
+    ]
+    assert read_lines(written(tmp_path, b"")) == []
+    assert read_lines(written(tmp_path, "\ufeff".encode())) == []
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("data", "line", "column", "what", "hint"),
     [
-        {"symbols": None},
-        {"symbols": ["|", 3]},
-        {"symbols": ["<s>", "A"]},
-        {"symbols": ["|", "A", "A"]},
-        {"blank": 99},
-        {"blank": True},
-        {"kind": "bytes"},
-        {"model": "no base64!"},
+        (
+            b"ok\ncaf\xe9 x\n",
+            2,
+            4,
+            "byte 0xE9 is not UTF-8; in Windows-1252 it would be 'é'",
+            "iconv",
+        ),
+        ("ok\nñ\n".encode() + b"\xff", 3, 1, "byte 0xFF is not UTF-8", ""),
+        ("né".encode()[:-1], 1, 2, "byte 0xC3 is not UTF-8", ""),
+        (b"\xed\xa0\x80", 1, 1, "byte 0xED", ""),  # a surrogate in UTF-8
+        (b"\xc0\xaf", 1, 1, "byte 0xC0", ""),  # an overlong slash
+        (b"ab\x00c\n", 1, 3, "a NUL character", ""),
+        ("hello\n".encode("utf-16-le"), 1, 2, "UTF-16 without a mark", "iconv -f UTF-16LE"),
+        ("hello\n".encode("utf-16"), 1, 1, "is UTF-16, not UTF-8", "iconv -f UTF-16"),
+        (b"\xfe\xff\0h", 1, 1, "is UTF-16, not UTF-8", "iconv -f UTF-16"),
+        ("hello\n".encode("utf-32"), 1, 1, "is UTF-32, not UTF-8", "iconv -f UTF-32"),
+        (b"\x1f\x8b\x08\0", 1, 1, "is compressed", "gunzip"),
+        (b"a" * 2 * LONGEST_LINE + b"\nfine\n", 1, 1, "more than 1,048,576 bytes", "a line"),
+        (b"fine\n" + b"a" * (LONGEST_LINE + 9), 2, 1, "more than 1,048,576 bytes", ""),
     ],
+    ids=lambda value: "" if isinstance(value, bytes | int) else value[:25],
 )
-def test_a_damaged_record_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(DataError):
-        Tokens.from_dict(Tokens().to_dict() | change)
+def test_what_is_wrong_with_a_file_of_text_is_said_to_the_column(
+    tmp_path: Path, data: bytes, line: int, column: int, what: str, hint: str
+) -> None:
+    path = written(tmp_path, data)
+    with pytest.raises(DataError) as caught:
+        read_lines(path)
+    places = [item for item in scan_lines(path) if isinstance(item, Fault)]
+    assert (places[0].line, places[0].column) == (line, column)
+    assert what in places[0].what
+    assert f"{path}:{line}:{column}" in str(caught.value)
+    assert hint in (caught.value.hint or "")
 
 
-@pytest.fixture(scope="module")
-def pieces(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
-    sentencepiece = pytest.importorskip("sentencepiece")
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES * 5),
-        model_writer=model,
-        vocab_size=30,
-        model_type="bpe",
-        minloglevel=2,
-    )
-    path = tmp_path_factory.mktemp("pieces") / "tiny.model"
-    path.write_bytes(model.getvalue())
-    return Tokens.from_sentencepiece(path)
+def test_every_fault_is_named_and_the_good_lines_are_still_there(tmp_path: Path) -> None:
+    path = written(tmp_path, b"a\n\xff\nb\nc\x00\n" + b"\xff\n" * 30)
+    with pytest.raises(DataError) as caught:
+        read_lines(path)
+    assert "32 lines cannot be read" in caught.value.what
+    assert f"{path}:4:2: a NUL" in caught.value.what
+    assert "… and 12 more" in caught.value.what
+    assert [item for item in scan_lines(path) if not isinstance(item, Fault)] == [
+        (1, "a"),
+        (3, "b"),
+    ]
 
 
-def test_pieces_follow_the_specials_and_decode_back(pieces: Tokens) -> None:
-    assert pieces.symbols[:4] == ("<s>", "<pad>", "</s>", "<unk>")
-    assert pieces.kind == "sentencepiece"
-    for text in SENTENCES:
-        ids = pieces.encode(text)
-        assert min(ids) >= 4
-        assert len(ids) < len(letters(text))
-        assert pieces.decode(ids) == text
+def test_a_line_of_a_megabyte_is_a_line(tmp_path: Path) -> None:
+    long = "x" * LONGEST_LINE
+    assert read_lines(written(tmp_path, f"a\n{long}\r\nb".encode())) == [
+        (1, "a"),
+        (2, long),
+        (3, "b"),
+    ]
 
 
-def test_pieces_carry_their_model_through_json(pieces: Tokens) -> None:
-    copy = Tokens.from_dict(json.loads(json.dumps(pieces.to_dict())))
-    assert copy == pieces
-    assert copy.encode("ONE OX") == pieces.encode("ONE OX")
+def test_a_file_that_cannot_be_opened_is_a_fault_of_its_own(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.txt", tmp_path):
+        with pytest.raises(DataError, match="cannot be read"):
+            read_lines(path)
 
 
-def test_pieces_name_unknown_letters(pieces: Tokens) -> None:
-    with pytest.raises(DataError, match="GREEK CAPITAL LETTER OMEGA"):
-        pieces.encode("ONE \u03a9")
-
-
-def test_a_file_that_is_no_sentencepiece_model_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.model"
-    path.write_text("not a model")
-    with pytest.raises(DataError, match="not a SentencePiece model"):
-        Tokens.from_sentencepiece(path)
-    with pytest.raises(DataError, match="cannot be read"):
-        Tokens.from_sentencepiece(tmp_path / "none.model")
-
-
-def test_a_dictionary_may_be_fairseqs_or_a_list_of_all_rows(tmp_path: Path) -> None:
-    path = tmp_path / "labels.txt"
-    path.write_text("| 90\nE 50\nT 40\n")
-    assert Tokens.from_dictionary(path).symbols == ("<s>", "<pad>", "</s>", "<unk>", "|", "E", "T")
-    path.write_text("-\n|\nE\nT\n")
-    assert Tokens.from_dictionary(path).symbols == ("<s>", "|", "E", "T")
-    path.write_text("<pad>\na\n \n'\n")
-    assert Tokens.from_dictionary(path).symbols == ("<pad>", "a", "|", "'")
-    path.write_text("<s>\n|\n-\nA\n")  # a hyphen, which is no blank where another symbol is first
-    assert Tokens.from_dictionary(path) == Tokens(("<s>", "|", "-", "A"), blank=0)
-    path.write_text("<s>\na\n")
-    with pytest.raises(DataError, match="without a word separator"):
-        Tokens.from_dictionary(path)
-    path.write_text("<pad>\na\na\n|\n")
-    with pytest.raises(DataError, match="listed twice: 'a'") as caught:
-        Tokens.from_dictionary(path)
-    assert "labels.txt" in caught.value.where
+@given(data=st.binary() | st.text().map(str.encode) | st.text().map(lambda t: t.encode("utf-16")))
+def test_any_bytes_are_lines_or_faults_at_a_place_that_is_there(
+    data: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = written(tmp_path_factory.getbasetemp(), data)
+    for item in scan_lines(path):
+        if isinstance(item, Fault):
+            assert 1 <= item.line <= data.count(b"\n") + 1
+            assert 1 <= item.column <= len(data) + 1
+        else:
+            assert item[1].encode() in data
+            assert "\x00" not in item[1]
+            normalize(item[1], punctuation="drop")

@@ -16,7 +16,8 @@ from w2vtool.checkpoint import Checkpoint, Spec
 from w2vtool.errors import CheckpointError
 from w2vtool.interop import pickles, torchaudio
 from w2vtool.interop.names import Hints, Source, export_state
-from w2vtool.text import LETTERS, SPECIALS, Tokens
+from w2vtool.text import Rules
+from w2vtool.tokens import LETTERS, SPECIALS, Tokens
 
 torch.set_num_threads(1)
 TOLERANCE = 1e-5  # relative to the largest value of the tensor
@@ -307,7 +308,7 @@ def test_labels_are_those_of_the_rows_and_the_blank_is_a_dash(tmp_path: Path) ->
     assert (tmp_path / "labels.txt").read_text() == "<pad>\n</s>\n<unk>\n-\n|\nA\n"
     assert "name of the blank (<s>)" in lost
     assert "the row of the blank, 3" in lost
-    assert "the case that transcripts are brought to (upper)" in lost
+    assert f"how transcripts are spelled ({Rules()})" in lost
     assert "row of the blank" not in " ".join(write(tmp_path, spec("ctc", GROUP)))
     assert "quantizer" not in lost
 

@@ -15,7 +15,7 @@ from w2vtool.errors import CheckpointError, ConfigError
 from w2vtool.manifest import Manifest
 from w2vtool.model.heads import CtcModel
 from w2vtool.schema import TextConfig
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 from w2vtool.training import Start, build, fresh_parts, initial, tokens
 
 TINY = ModelConfig(architecture="small", width=32, layers=1, ffn_width=32).sizes()

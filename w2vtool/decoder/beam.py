@@ -36,7 +36,7 @@ from w2vtool.decoder.greedy import Hypothesis, check_emissions
 from w2vtool.decoder.lexicon import Lexicon, build_trie, letter_ids, separator, unknown_words
 from w2vtool.decoder.lm import LanguageModel
 from w2vtool.errors import ConfigError
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 _LOWEST = -1e9  # stands for log 0: sums of it still order hypotheses by the rest of their score
 _STATE_BITS = 32

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from w2vtool.errors import DataError
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 
 class Hypothesis(NamedTuple):

@@ -16,7 +16,8 @@ import numpy as np
 
 from w2vtool.decoder.lm import LanguageModel
 from w2vtool.errors import DataError
-from w2vtool.text import WORD_END, Tokens, letter_name
+from w2vtool.text import WORD_END, letter_name
+from w2vtool.tokens import Tokens
 
 _SHOWN = 20  # problems listed in one error
 

@@ -35,7 +35,7 @@ from w2vtool.interop.names import (
     vocabulary,
 )
 from w2vtool.run import jsonable
-from w2vtool.text import SPECIALS, Tokens
+from w2vtool.tokens import SPECIALS, Tokens
 
 _CTC = "w2v_encoder."
 _DICTIONARY = "dict.ltr.txt"

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from w2vtool.errors import CheckpointError, DataError
 from w2vtool.interop.hf_files import read_json, write_json
-from w2vtool.text import WORD_END, Tokens
+from w2vtool.text import WORD_END
+from w2vtool.tokens import Tokens
 
 _PIECES = "sentencepiece.model"  # a file of ours, which transformers does not look at
 _UNKNOWN_OFFSET = -10.0  # pyctcdecode's default for words outside of unigrams.txt

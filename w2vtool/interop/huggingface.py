@@ -42,7 +42,7 @@ from w2vtool.interop.names import (
     vocabulary,
     with_blank,
 )
-from w2vtool.text import Tokens
+from w2vtool.tokens import Tokens
 
 __all__ = ["LanguageModelFiles", "pad_row", "read", "read_vocabulary", "write"]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from w2vtool.architecture import Architecture
 from w2vtool.checkpoint import Checkpoint, Spec
 from w2vtool.errors import CheckpointError
-from w2vtool.text import SPECIALS, Tokens
+from w2vtool.tokens import SPECIALS, Tokens
 
 Toolkit = Literal["fairseq", "hf", "torchaudio"]
 SHOWN = 12  # keys of each sort that one error lists
@@ -370,7 +370,7 @@ def lost(checkpoint: Checkpoint, toolkit: str) -> list[str]:
     spec, state = checkpoint.spec, checkpoint.state
     phrases = []
     if spec.tokens is not None:
-        phrases.append(f"the case that transcripts are brought to ({spec.case})")
+        phrases.append(f"how transcripts are spelled ({spec.rules})")
         if spec.tokens.kind == "sentencepiece":
             phrases.append(
                 f"the rule that joins SentencePiece's pieces to words: {toolkit} prints ▁ where"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,7 +35,8 @@ from w2vtool.interop.names import (
     vocabulary,
     with_blank,
 )
-from w2vtool.text import SPECIALS, Case, Tokens
+from w2vtool.text import Apostrophes, Case, Punctuation
+from w2vtool.tokens import SPECIALS, Tokens
 
 _BLANK = "-"  # what torchaudio's labels call it
 _MASK = "wav2vec2.mask_embedding"
@@ -93,7 +95,9 @@ def read(
     if path.with_name(_OURS) not in there:
         warnings += (_WHOLE_BATCH,) if architecture.normalize else ()
         warnings += (_HUBERT,) if kind == "backbone" else ()
-    spec = Spec(kind, architecture, tokens, case)
+    known = (("punctuation", Punctuation), ("apostrophes", Apostrophes))
+    spelled = {key: ours[key] for key, values in known if ours.get(key) in get_args(values)}
+    spec = Spec(kind, architecture, tokens, case, **spelled)
     weights, fresh = import_state(state, spec, "torchaudio", where, may_lack=(_MASK,))
     form = "torchaudio state dict" + " of a pipeline, which normalises" * normalized
     return Source("torchaudio", form, spec, weights, fresh, (), warnings, {}, (path, *there))
@@ -191,7 +195,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
             phrases.append(f"the row of the blank, {blank}: say it to the decoder, which expects 0")
         labels[blank] = _BLANK
         (folder / _LABELS).write_text("\n".join(labels) + "\n", encoding="utf-8")
-        ours |= {"blank": blank, "case": spec.case}
+        ours |= {"blank": blank, **asdict(spec.rules)}
     _write_json(folder / _OURS, ours)
     return (*phrases, *lost(checkpoint, "torchaudio"))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from w2vtool.audio import EXTENSIONS
 from w2vtool.errors import ConfigError, DataError
 from w2vtool.manifest import Candidate, Rejected
+from w2vtool.text import Fault, scan_lines
 
 MAX_SECONDS = 1e7  # of a recording: a third of a year
 Rows = Iterator[Candidate | Rejected]
@@ -56,23 +57,17 @@ def recordings(root: Path) -> Iterator[Path]:
 
 
 def lines(path: Path) -> Iterator[tuple[str, str] | Rejected]:
-    """(line, its ``file:line``) of what holds something; a line that is not UTF-8 is rejected."""
+    """(line, its ``file:line``) of what holds something; a line that is no text is rejected."""
     try:
-        with path.open("rb") as file:
-            for number, data in enumerate(file, start=1):
-                if number == 1:
-                    data = data.removeprefix(b"\xef\xbb\xbf")
-                where = f"{path}:{number}"
-                try:
-                    text = data.decode("utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    what = f"not UTF-8 (byte {error.start + 1} of the line)"
-                    yield Rejected(where, "not-utf8", what)
-                    continue
-                if text.strip():
-                    yield text, where
-    except OSError as error:
-        yield Rejected(str(path), "unreadable", f"cannot be read ({error.strerror})")
+        for found in scan_lines(path):
+            if isinstance(found, Fault):
+                reason = "not-utf8" if "UTF" in found.what else "bad-line"
+                what = f"column {found.column}: {found.what}"
+                yield Rejected(f"{path}:{found.line}", reason, what)
+            elif found[1].strip():
+                yield found[1], f"{path}:{found[0]}"
+    except DataError as error:
+        yield Rejected(str(path), "unreadable", error.what)
 
 
 def parsed(path: Path, parse: Parse) -> Rows:

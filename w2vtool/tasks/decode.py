@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from w2vtool.manifest import Utterance
     from w2vtool.parts import Compute
     from w2vtool.run import Run
-    from w2vtool.text import Tokens
+    from w2vtool.text import Rules
+    from w2vtool.tokens import Tokens
 
 PROBED_LINES = 1000  # of a language model
 LONGEST_LINE = 65_536
@@ -105,7 +106,7 @@ class Decoding:
                 precision=self.precision,
             )
             for row, logp_TV in stream:
-                yield describe(row, search(logp_TV), loaded.spec.case)
+                yield describe(row, search(logp_TV), loaded.spec.rules)
 
         return compute
 
@@ -240,14 +241,13 @@ def open_rows(config: DecodeConfig, run: Run) -> list[Job]:
     return [(opened, row) for row in opened.rows]
 
 
-def describe(row: Utterance, hypothesis: Hypothesis, case: str) -> dict[str, Any]:
+def describe(row: Utterance, hypothesis: Hypothesis, rules: Rules) -> dict[str, Any]:
     """A line of ``hyp.jsonl``."""
     from w2vtool.score import letter_errors, word_errors
-    from w2vtool.text import normalize
 
     line = {"id": row.id, **hypothesis._asdict(), "duration": row.duration}
     if row.text is not None:
-        reference = normalize(row.text, case)  # type: ignore[arg-type]
+        reference = rules(row.text)
         line["reference"] = reference
         line["word_errors"] = word_errors(reference, hypothesis.text)._asdict()
         line["letter_errors"] = letter_errors(reference, hypothesis.text)._asdict()

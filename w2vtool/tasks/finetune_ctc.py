@@ -72,26 +72,33 @@ class FinetuneConfig(Config):
 
 def finetune_ctc(config: FinetuneConfig, run: Run) -> dict[str, Any]:
     """Join data, tokens, model and objective, and train."""
+    from dataclasses import asdict
     from functools import partial
 
-    from w2vtool import training
+    from w2vtool import labels, training
     from w2vtool.batches import ctc_batch
     from w2vtool.objectives import Ctc
+    from w2vtool.text import Rules
 
-    case = config.text.case
+    text, rules = config.text, Rules.of(config.text)
     with training.start(config.loop, run) as place:
-        opened = training.manifests(config.data, place, case=case, run=run)
-        manifests = {name: training.transcripts(found, case) for name, found in opened.items()}
-        tokens = training.tokens(config.text, manifests["train"], config.model.init)
+        opened = training.manifests(config.data, place, case=rules.case, run=run)
+        run.say(f"text.rules: {rules}")
+        spelled = {name: labels.spell(found, rules, run.say) for name, found in opened.items()}
+        tokens = training.tokens(text, spelled["train"], config.model.init)
         start = training.initial(
-            config.model, "ctc", tokens=tokens, case=case, fresh_head=config.fresh_head
+            config.model, "ctc", tokens=tokens, rules=rules, fresh_head=config.fresh_head
         )
-        for manifest in manifests.values():
-            training.check_text(manifest, tokens, start.spec.architecture)
+        sizes = start.spec.architecture
+        manifests = {
+            name: labels.fit(found, tokens, sizes, text, run.say) for name, found in spelled.items()
+        }
+        run.note(text_rules=asdict(rules))
         model = training.build(
             start, config.dropouts, config.loop.seed, blank_bias=config.blank_bias
         )
-        batch = partial(ctc_batch, architecture=start.spec.architecture, tokens=tokens)
+        unknown = text.unknown == "keep-as-unk"
+        batch = partial(ctc_batch, architecture=sizes, tokens=tokens, unknown=unknown)
         return training.fit(
             run,
             place,
@@ -100,7 +107,7 @@ def finetune_ctc(config: FinetuneConfig, run: Run) -> dict[str, Any]:
             objective=Ctc(
                 tokens,
                 manifests.get("valid", manifests["train"]),
-                case,
+                rules.case,
                 config.freeze_updates,
                 config.feature_gradient,
                 config.dropouts.layer_drop,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from w2vtool.checkpoint import Spec
     from w2vtool.interop.names import Source
     from w2vtool.run import Run
-    from w2vtool.text import Tokens
+    from w2vtool.tokens import Tokens
 
 
 class ImportConfig(Config):
@@ -101,7 +101,7 @@ def read_vocabulary(path: Path, pad_row: int | None = None) -> Tokens:
     is none of them.
     """
     from w2vtool.interop.huggingface import read_vocabulary as from_json
-    from w2vtool.text import Tokens
+    from w2vtool.tokens import Tokens
 
     if path.name == "letters" and not path.exists():
         return Tokens()
