@@ -24,10 +24,23 @@ GROUP = "w2vtool.tasks"
 BUILT_IN_ORIGIN = extensions.BUILT_IN_ORIGIN
 BUILT_IN = {
     "manifest": ("w2vtool.tasks.manifest:TASK", "Build a manifest from folders of audio."),
-    "download": ("w2vtool.tasks.download:TASK", "Fetch, check and unpack a corpus."),
     "manifest check": (
         "w2vtool.tasks.manifest_check:TASK",
         "Compare a manifest with its audio files.",
+    ),
+    "manifest stats": ("w2vtool.tasks.manifest_stats:TASK", "Show what is in manifests."),
+    "manifest split": (
+        "w2vtool.tasks.manifest_split:TASK",
+        "Cut a manifest by speaker.",
+    ),
+    "manifest filter": ("w2vtool.tasks.manifest_filter:TASK", "Keep rows that meet conditions."),
+    "manifest convert": (
+        "w2vtool.tasks.manifest_convert:TASK",
+        "Convert from and to fairseq, NeMo, Kaldi, Lhotse, tables, audiofolder.",
+    ),
+    "download": (
+        "w2vtool.tasks.download:TASK",
+        "Fetch, check and unpack a corpus.",
     ),
     "pretrain": ("w2vtool.tasks.pretrain:TASK", "Pre-train wav2vec 2.0 on unlabelled audio."),
     "finetune-ctc": ("w2vtool.tasks.finetune_ctc:TASK", "Fine-tune with CTC on transcripts."),

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,17 @@ def test_commands_flags_keys_and_recipes_on_a_page_exist(
             continue
         name, found = command(words)
         flags = {flag for parameter in found.params for flag in parameter.opts} | {"--help"}
+        valued = [p for p in found.params if p.param_type_name == "option" and not p.is_flag]
+        takers = {flag for parameter in valued for flag in parameter.opts}
         task = registry.discover().get(name)
-        for word in words[len(name.split()) :]:
+        for before, word in pairwise(words[len(name.split()) - 1 :]):
             shown = f"{word!r} in: w2vtool {' '.join(words)}"
             if word.startswith("--"):
                 assert word.partition("=")[0] in flags, shown
             elif word.startswith("recipes/"):
                 assert (ROOT / word).exists(), shown
+            elif before in takers:
+                continue  # the value of a flag
             elif task and name != "run" and re.match(r"[a-z_.]+=", word):
                 loaded = task.load()
                 assert isinstance(loaded, Task)

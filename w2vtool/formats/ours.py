@@ -1,0 +1,42 @@
+"""w2vtool's own manifest as one of the formats: everything is kept.
+
+Goes in and out: a ``.jsonl`` file, as ``w2vtool.manifest`` reads and writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from w2vtool import manifest
+from w2vtool.errors import ConfigError
+from w2vtool.formats.rows import OURS, Carrier, Options, Rows, refuse_old, relative
+from w2vtool.manifest import Utterance
+
+HOLDS = frozenset((*OURS, "extra", "empty text"))
+
+
+def read(path: Path, options: Options) -> Iterator[Utterance]:
+    """Rows of a manifest."""
+    root = (options.root or path.parent).absolute()
+    for row in manifest.read(path).rows:
+        yield replace(row, audio=str(root / row.audio))
+
+
+def write(path: Path, rows: Rows, options: Options, *, force: bool = False) -> Carrier:
+    """Write a manifest."""
+    if path.suffix != ".jsonl" or path.is_dir():
+        raise ConfigError("a manifest must be a .jsonl file", where=str(path))
+    carrier = Carrier("manifest", path, HOLDS)
+    folder = path.absolute().parent
+    refuse_old(folder, [path.name], force=force)
+
+    def written() -> Iterator[Utterance]:
+        for row in rows:
+            carrier.check(row)
+            yield replace(row, audio=relative(row.audio, folder))
+        carrier.finish()
+
+    manifest.write(path, written())
+    return carrier
