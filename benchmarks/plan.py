@@ -13,6 +13,7 @@ import json
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -53,9 +54,11 @@ def measure(rows: int, rounds: int = 7) -> dict[str, float]:
     resident, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     first, far = [], []
-    for _ in range(rounds):  # in turn, so that each finds the other's epoch in memory
-        far.append(timed(lambda: made.bin(FAR * BINS)))
-        first.append(timed(lambda: made.bin(0)))
+    for _ in range(rounds):
+        for number, times in ((FAR * BINS, far), (0, first)):
+            for epoch in (5, 6):  # so that neither finds its own epoch in memory
+                made.bin(epoch * made.bins_per_epoch)
+            times.append(timed(partial(made.bin, number)))
     count = min(20_000, made.bins_per_epoch)
     every = timed(lambda: [made.bin(i) for i in range(count)]) / count
     return {

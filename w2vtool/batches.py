@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import atexit
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from w2vtool.architecture import Architecture
 from w2vtool.audio import SAMPLE_RATE
 from w2vtool.errors import DataError, UserError
+from w2vtool.excerpts import Excerpt, Samples, excerpt
 from w2vtool.manifest import Manifest
 from w2vtool.model.encoder import normalize
 from w2vtool.model.masking import CHANNELS, equalise, span_mask
@@ -73,7 +75,7 @@ class Batch:
         return replace(self, **pinned)
 
 
-Read = Callable[[int], np.ndarray]  # row of the manifest → samples
+Read = Callable[[int], Samples]  # row of the manifest → samples
 Collate = Callable[[Manifest, Read, Bin], Batch]
 
 
@@ -98,13 +100,15 @@ def pretrain_batch(
 
     Raises DataError for a row with fewer than two masked frames: it has no negatives.
     """
-    waves = [_prepare(read(row), architecture) for row in part.rows]
+    waves: list[Any] = [read(row) for row in part.rows]
+    if architecture.normalize:
+        waves = [_prepare(wave[:], architecture) for wave in waves]
     limit = min(max_seconds, part.shortest)  # a row may be shorter than its manifest says
     length = min(round(limit * SAMPLE_RATE), *(len(wave) for wave in waves))
     crops = []
     for wave, row_key in zip(waves, part.keys, strict=True):
         start = key(int(row_key), CROP) % (len(wave) - length + 1)
-        crops.append(wave[start : start + length])
+        crops.append(torch.as_tensor(wave[start : start + length]))
     key_B = torch.from_numpy(part.keys)
     frames = int(frames_of(length, architecture))
     frames_B = torch.full((len(crops),), frames)
@@ -145,11 +149,12 @@ def ctc_batch(
     Masked where ``mask`` is given; with ``unknown``, letters that are no tokens become ``<unk>``.
     """
     rows = [manifest.rows[row] for row in part.rows]
-    waves = [_prepare(read(row), architecture) for row in part.rows]
+    waves = [_prepare(read(row)[:], architecture) for row in part.rows]
     samples_B = torch.tensor([len(wave) for wave in waves])
-    wave_BS = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
-    missing = round(part.longest * SAMPLE_RATE) - wave_BS.shape[1]
-    wave_BS = torch.nn.functional.pad(wave_BS, (0, max(0, missing)))
+    longest = max(round(part.longest * SAMPLE_RATE), int(samples_B.max()))
+    wave_BS = torch.zeros(len(waves), longest)
+    for space_S, wave in zip(wave_BS, waves, strict=True):
+        space_S[: len(wave)] = wave
     encoded = (tokens.encode(row.text or "", unknown=unknown) for row in rows)
     labels = [torch.tensor(ids, dtype=torch.long) for ids in encoded]
     key_B = torch.from_numpy(part.keys)
@@ -215,25 +220,44 @@ class _Bins(Dataset[Batch | UserError]):
         try:
             if not self.stand_in:
                 return self.collate(self.manifest, self.read, self.plan.bin(number))
-            part, waves, lost = self._readable(number)
-            return replace(self.collate(self.manifest, waves.__getitem__, part), lost=lost)
+            damaged: dict[int, DataError] = {}
+            while (batch := self._batch(number, damaged)) is None:
+                pass
+            return batch
         except UserError as error:
             return error
 
+    def _batch(self, number: int, damaged: dict[int, DataError]) -> Batch | None:
+        """The batch of a bin; None, and one more row in ``damaged``, where an excerpt is no good.
+
+        Other rows are decoded before the batch is made; of these, only a part, while it is.
+        """
+        part, waves, lost = self._readable(number, damaged)
+        try:
+            return replace(self.collate(self.manifest, waves.__getitem__, part), lost=lost)
+        except DataError as error:
+            for row, wave in waves.items():
+                if isinstance(wave, Excerpt) and wave.error is error:
+                    damaged[row] = error
+                    return None
+            raise
+
     def _readable(
-        self, number: int
-    ) -> tuple[Bin, dict[int, np.ndarray], tuple[tuple[int, str], ...]]:
+        self, number: int, damaged: Mapping[int, DataError]
+    ) -> tuple[Bin, dict[int, Samples], tuple[tuple[int, str], ...]]:
         """A bin without rows that cannot be read, its audio, and the rows that had to go.
 
         The next row of the bin that can be read stands in for one that cannot, under the key of
         that one: cropped and masked elsewhere than where it stands for itself. Where none can, the
         next bin does, under other keys. So what is learned from depends on the files alone.
         """
-        own, lost = self.plan.bin(number), {}
+        own, lost = self.plan.bin(number), dict[int, DataError]()
         for other in range(number, number + BINS_TRIED):
-            part, waves = self.plan.bin(other), {}
+            part, waves = self.plan.bin(other), dict[int, Samples]()
             for row in part.rows.tolist():
                 try:
+                    if row in damaged:
+                        raise damaged[row]
                     waves[row] = self.read(row)
                 except DataError as error:
                     lost[row] = error
@@ -254,8 +278,20 @@ class _Bins(Dataset[Batch | UserError]):
         reasons = tuple((row, error.what) for row, error in lost.items())
         return replace(part, rows=np.array(rows, np.int64)), waves, reasons
 
-    def read(self, row: int) -> np.ndarray:
-        """Samples of a row; small corpora are decoded once."""
+    def read(self, row: int) -> Samples:
+        """Samples of a row; small corpora are decoded once.
+
+        Where at least half of a row is cropped away, only the crop is decoded, and not kept.
+        """
+        found = self.manifest.rows[row]
+        if row not in self.heard and found.duration > 2 * self.plan.max_seconds:
+            part = excerpt(self.manifest, found, partial(self.decode, row))
+            if part is not None:
+                return part
+        return self.decode(row)
+
+    def decode(self, row: int) -> np.ndarray:
+        """All samples of a row, kept while there is room for them."""
         if row in self.heard:
             return self.heard[row]
         wave = self.manifest.audio(self.manifest.rows[row])

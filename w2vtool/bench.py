@@ -24,6 +24,7 @@ from w2vtool import emissions, feed, flops, manifest, training
 from w2vtool.architecture import Dropouts, ModelConfig
 from w2vtool.audio import SAMPLE_RATE
 from w2vtool.batches import Batch, Collate, ctc_batch, pretrain_batch
+from w2vtool.bench_data import against_soundfile
 from w2vtool.bench_machine import PeakMemory, compilations, device_name, synchronise
 from w2vtool.device import add_up, inference_precision
 from w2vtool.errors import Stopped
@@ -36,6 +37,7 @@ from w2vtool.trainer import Objective, Training
 from w2vtool.training import Place
 
 Lengths = Literal["equal", "mixed"]
+COMPARED_BINS = 40  # of the loader, beside a plain loop
 MIXED_ROWS = 28_000  # as many as LibriSpeech's train-clean-100: enough for 100 buckets
 LETTERS_PER_SECOND = 14  # of read English
 _PANGRAM = "THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG "
@@ -251,7 +253,7 @@ def _train(
 def drive(run: Training, bench: Bench, work: Callable[[Batch], int]) -> Sums:
     """All updates of ``run``; the warm-up counts for nothing. Raises Stopped after a signal."""
     loop, began = run.loop, time.perf_counter()
-    numbers = feed.BinNumbers(0, loop.updates, loop.bins, run.rank, run.world)
+    numbers = feed.BinNumbers(0, loop.updates, loop.bins, run.rank, run.world, run.train.plan)
     run.model.train()
     with (
         feed.loader_errors(),
@@ -333,7 +335,8 @@ def data(
 ) -> dict[str, Any]:
     """Time reading: FLAC files to masked batches, ``loop.updates × loop.bins`` of them, no model.
 
-    The files are written to a temporary folder first, and read from the system's cache.
+    The files are written to a temporary folder first, and read from the system's cache. ``ratio``
+    and what is beside it are those of ``bench_data.against_soundfile``.
     """
     memory, sizes = PeakMemory(bench.place.device), model.sizes()
     collate = partial(pretrain_batch, architecture=sizes, mask=mask, max_seconds=loop.max_seconds)
@@ -342,7 +345,7 @@ def data(
         feed.loader_errors(),
         bench.recorder.progress(loop.updates, "bench", "updates") as bar,
     ):
-        found = _write_flac(Path(folder), files, loop.max_seconds)
+        found = write_flac(Path(folder), files, loop.max_seconds)
         split = training.split(found, loop, collate, crop=True)
         loop = training.portions(loop, split.plan, 1)
         numbers = range((bench.warmup + loop.updates) * loop.bins)
@@ -357,12 +360,13 @@ def data(
             if bench.recorder.stop.signal is not None:
                 raise Stopped(bench.recorder.stop.signal)
         seconds = time.perf_counter() - began
+        beside = against_soundfile(split, min(len(numbers), COMPARED_BINS))
     sums = Sums(seconds, meter.audio, meter.held, meter.waited, 0)
     report = _report(bench, sums, "float32", memory)
-    return {**report, "compilations": 0, "updates": loop.updates, "workers": loop.workers}
+    return {**report, "compilations": 0, "updates": loop.updates, "workers": loop.workers, **beside}
 
 
-def _write_flac(folder: Path, files: int, seconds: float) -> Manifest:
+def write_flac(folder: Path, files: int, seconds: float) -> Manifest:
     """Files of tones and some noise, which FLAC makes about as small as it makes speech."""
     import soundfile  # the one place of the toolkit that writes audio
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
 from w2vtool.audio import RANGE_SLACK_SECONDS, probe
@@ -32,18 +33,45 @@ class Split:
 
 
 class BinNumbers:
-    """Numbers of the bins that this process takes, from an update on, in order."""
+    """Numbers of the bins that this process takes, from an update on, in order.
 
-    def __init__(self, first: int, last: int, bins: int, rank: int, world: int) -> None:
+    With a plan, the bins of an update are dealt out so that no process has much more to do than
+    the others, who would wait for it; without, in turn.
+    """
+
+    def __init__(
+        self, first: int, last: int, bins: int, rank: int, world: int, plan: Plan | None = None
+    ) -> None:
         self.first, self.last, self.bins, self.rank, self.world = first, last, bins, rank, world
+        self.plan = plan if bins > world and bins % world == 0 else None
 
     def __iter__(self) -> Iterator[int]:
         for update in range(self.first, self.last):
-            yield from range(update * self.bins + self.rank, (update + 1) * self.bins, self.world)
+            numbers = np.arange(update * self.bins, (update + 1) * self.bins)
+            if self.plan is not None and self.world > 1:
+                numbers = numbers[deal(self.plan.costs(numbers), self.world) == self.rank]
+            else:
+                numbers = numbers[self.rank :: self.world]
+            yield from numbers.tolist()
 
     def __len__(self) -> int:
         mine = len(range(self.rank, self.bins, self.world))
         return mine * max(0, self.last - self.first)
+
+
+def deal(costs: np.ndarray, world: int) -> np.ndarray:
+    """The process that takes each bin, ``[bins]``: as many bins each, of about equal cost.
+
+    In rounds from the costliest bins to the cheapest, the process with the least so far takes the
+    costliest of the round (longest processing time first, with equal numbers).
+    """
+    order = np.argsort(-costs, kind="stable")
+    owner, load = np.zeros(len(costs), np.int64), np.zeros(world)
+    for first in range(0, len(costs), world):
+        bins = order[first : first + world]
+        owner[bins] = np.argsort(load, kind="stable")[: len(bins)]
+        load[owner[bins]] += costs[bins]
+    return owner
 
 
 @dataclass
@@ -123,7 +151,7 @@ def check_files(split: Split) -> None:
     for number in sorted(row for rows in numbers for row in rows.tolist()):
         row = split.manifest.rows[number]
         try:
-            there = probe(split.manifest.audio_path(row)).seconds
+            there = probe(split.manifest.audio_path(row), span=row.span).seconds
         except DataError as error:
             problems.append(f"{row.id}: {error}")
         else:

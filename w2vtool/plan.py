@@ -7,12 +7,18 @@ of workers and ranks, resuming is exact and costs nothing, and the number of pro
 
 Why hashes instead of a generator: numpy's streams may change between versions, a hash does not, and
 any element of it can be computed alone.
+
+Why a quadratic term: attention looks at all pairs of frames, so twenty seconds in one piece cost
+more than in two. Bins of equal seconds then differ in time and memory, and the longest decide how
+large bins can be. A training with lhotse, on utterances of 5 to 6 s, had room for bins of 450 s
+where 250 s was the limit, at q = 30 s (lhotse-speech/lhotse#950).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +64,8 @@ def key(*words: int) -> int:
 class Plan:
     """Bins of at most ``bin_seconds`` audio each; an utterance counts ``max_seconds`` at most.
 
+    With ``quadratic_seconds`` q, an utterance of s seconds takes s + s² / q of them.
+
     Rows shorter than ``min_seconds`` are left out (``left_out`` counts them); with ``crop`` false
     so are rows over ``max_seconds``. Rows lie in buckets of similar length; an epoch shuffles the
     rows within their bucket, cuts each bucket into bins, and shuffles the bins.
@@ -74,7 +82,9 @@ class Plan:
         crop: bool,
         seed: int,
         source: str,
+        quadratic_seconds: float | None = None,
     ) -> None:
+        self._pairs = 1 / quadratic_seconds if quadratic_seconds else 0.0
         usable = seconds >= min_seconds
         if not crop:
             usable &= seconds <= max_seconds
@@ -86,29 +96,34 @@ class Plan:
                 hint="see min_seconds and max_seconds of the recipe",
             )
         lengths = np.minimum(seconds[rows], max_seconds)
-        if lengths.max() > bin_seconds:
+        if self._cost(lengths.max()) > bin_seconds:
+            counted = f", which counts {self._cost(lengths.max()):.1f} s," if self._pairs else ""
+            what = f"an utterance of {lengths.max():.1f} s{counted} does not fit"
             raise DataError(
-                f"an utterance of {lengths.max():.1f} s does not fit a bin of {bin_seconds} s",
+                f"{what} a bin of {bin_seconds} s",
                 hint="raise bin_seconds or lower max_seconds",
             )
         order = np.argsort(lengths, kind="stable")
         lengths = lengths[order]
         small = len(seconds) <= np.iinfo(np.int32).max  # 30 M rows are 120 MB then
         self._rows = rows[order].astype(np.int32 if small else np.int64)
-        total_bins = lengths.sum() / bin_seconds
+        costs = self._cost(lengths)
+        total_bins = costs.sum() / bin_seconds
         buckets = int(np.clip(total_bins // BINS_PER_BUCKET, 1, MAX_BUCKETS))
-        share = np.cumsum(lengths) / lengths.sum()
+        share = np.cumsum(costs) / costs.sum()
         edges = np.searchsorted(share, np.arange(1, buckets) / buckets)
         self._edges = np.unique(np.concatenate([[0], edges, [len(rows)]]))
         longest = self._longest = lengths[self._edges[1:] - 1]
         self._shortest = lengths[self._edges[:-1]]
         sizes = np.diff(self._edges)
-        capacity = np.maximum(1, (bin_seconds / longest).astype(np.int64))
+        length = self._shortest if crop else longest
+        capacity = np.maximum(1, (bin_seconds / self._cost(length)).astype(np.int64))
         self._bins = -(-sizes // capacity)  # per bucket
         self._first_bin = np.concatenate([[0], np.cumsum(self._bins)[:-1]])
         self._base = key(seed, int(source[:15] or "0", 16))
+        self._crop, self.max_seconds = crop, max_seconds
+        self._orders: dict[int, np.ndarray] = {}  # of the last two epochs: their bins, shuffled
         self._epoch = -1
-        self._order = np.zeros(0, np.int32)  # the bins of that epoch, shuffled
         self._shuffled: dict[int, np.ndarray] = {}  # rows of the buckets that it has met so far
         self.bins_per_epoch = int(self._bins.sum())
         self.utterances = len(rows)
@@ -118,9 +133,8 @@ class Plan:
         """Bin ``number`` of the endless stream."""
         epoch, place = divmod(number, self.bins_per_epoch)
         if self._epoch != epoch:
-            order = self._shuffle(self.bins_per_epoch, epoch, 0)
-            self._epoch, self._order, self._shuffled = epoch, order.astype(np.int32), {}
-        index = int(self._order[place])
+            self._epoch, self._shuffled = epoch, {}
+        index = int(self._order(epoch)[place])
         bucket = int(np.searchsorted(self._first_bin, index, side="right")) - 1
         shuffled = self._bucket(bucket)
         part, parts, size = index - int(self._first_bin[bucket]), self._bins[bucket], len(shuffled)
@@ -129,6 +143,33 @@ class Plan:
         keys = (mix(stream ^ mix(rows.astype(np.uint64))) >> np.uint64(1)).astype(np.int64)
         shortest, longest = float(self._shortest[bucket]), float(self._longest[bucket])
         return Bin(number, epoch, rows, keys, key(self._base, number, 1), shortest, longest)
+
+    def costs(self, numbers: np.ndarray) -> np.ndarray:
+        """Seconds that bins with these numbers take, ``[bins]``, as cropped or padded.
+
+        With ``quadratic_seconds``, they are counted as above. The rows are not looked at.
+        """
+        epochs, places = np.divmod(numbers, self.bins_per_epoch)
+        indices = np.zeros(len(numbers), np.int64)
+        for epoch in np.unique(epochs).tolist():
+            indices[epochs == epoch] = self._order(epoch)[places[epochs == epoch]]
+        buckets = np.searchsorted(self._first_bin, indices, side="right") - 1
+        part, parts = indices - self._first_bin[buckets], self._bins[buckets]
+        size = np.diff(self._edges)[buckets]
+        rows = (part + 1) * size // parts - part * size // parts
+        lengths = (self._shortest if self._crop else self._longest)[buckets]
+        return rows * self._cost(lengths)
+
+    def _cost(self, seconds: Any) -> Any:
+        return seconds + seconds * seconds * self._pairs if self._pairs else seconds
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Bins of an epoch in their order. Two are kept: an update may have bins of two epochs."""
+        if epoch not in self._orders:
+            kept = list(self._orders.items())[-1:]
+            order = self._shuffle(self.bins_per_epoch, epoch, 0).astype(np.int32)
+            self._orders = dict([*kept, (epoch, order)])
+        return self._orders[epoch]
 
     def _bucket(self, bucket: int) -> np.ndarray:
         """Rows of a bucket in the order of this epoch; sorting 100,000 for every bin takes 9 ms."""

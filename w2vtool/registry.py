@@ -42,6 +42,7 @@ BUILT_IN = {
         "w2vtool.tasks.download:TASK",
         "Fetch, check and unpack a corpus.",
     ),
+    "shard": ("w2vtool.tasks.shard:TASK", "Pack the audio of a manifest into tar shards."),
     "pretrain": ("w2vtool.tasks.pretrain:TASK", "Pre-train wav2vec 2.0 on unlabelled audio."),
     "finetune-ctc": ("w2vtool.tasks.finetune_ctc:TASK", "Fine-tune with CTC on transcripts."),
     "lm train": ("w2vtool.tasks.lm_train:TASK", "Estimate an n-gram language model from text."),

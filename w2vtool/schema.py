@@ -261,6 +261,14 @@ class LoopConfig(Config):
         gt=0,
         source="fairseq max_tokens / 16000",
     )
+    quadratic_seconds: float | None = knob(
+        None,
+        "An utterance of s seconds counts s + s² / this in bin_seconds, so that bins of long ones "
+        "hold less: where attention costs as much as all else, 150 s in BASE and LARGE. null: s.",
+        unit="s",
+        gt=0,
+        source="lhotse quadratic_duration",
+    )
     bins: int = knob(
         64,
         "Micro-batches in one update, spread over the processes; 0 asks batch_hours.",

@@ -376,7 +376,7 @@ def train(job: Training, recorder: Recorder) -> dict[str, float]:
 def _train(job: Training, recorder: Recorder) -> dict[str, float]:
     loop = job.loop
     with recorder.progress(loop.updates, job.spec.kind, "updates") as bar:
-        numbers = BinNumbers(job.done, loop.updates, loop.bins, job.rank, job.world)
+        numbers = BinNumbers(job.done, loop.updates, loop.bins, job.rank, job.world, job.train.plan)
         batches = read(
             job.train,
             numbers,

@@ -203,6 +203,7 @@ def split(manifest: Manifest, loop: LoopConfig, collate: Collate, *, crop: bool)
         crop=crop,
         seed=loop.seed,
         source=manifest.sha256,
+        quadratic_seconds=loop.quadratic_seconds,
     )
     return Split(manifest, plan, collate)
 

@@ -323,3 +323,33 @@ def test_probe_tells_rate_channels_and_length(tmp_path: Path) -> None:
     assert info == audio.Info(44_100, 2, 4_410)
     assert info.seconds == pytest.approx(0.1)
     assert info.samples == 1_600
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("OGG", "VORBIS"), ("MP3", None), ("OGG", "OPUS")])
+def test_a_part_of_a_lossy_file_is_what_the_whole_has_there(
+    tmp_path: Path, kind: str, subtype: str | None
+) -> None:
+    """A decoder that begins in the middle has forgotten what came before; in its last page most."""
+    noise = np.random.default_rng(1).standard_normal(100_000).astype("f4") / 20
+    path = tmp_path / f"a.{kind.lower()}"
+    soundfile.write(path, noise, 16_000, format=kind, subtype=subtype)
+    whole = audio.read(path)
+    for start in (1, 30_000, 50_000, 70_001, len(whole) - 700, len(whole) - 100):
+        part = audio.read(path, offset=start / 16_000)
+        np.testing.assert_array_equal(part, whole[start:])
+
+
+def test_a_part_of_a_long_recording_does_not_decode_all_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tone = np.sin(np.arange(10 * 16_000) / 20).astype("f4") / 4
+    soundfile.write(tmp_path / "a.mp3", tone, 16_000, format="MP3")
+    monkeypatch.setattr(audio, "LEAD_IN_SECONDS", 1)
+    sought = []
+    seek = soundfile.SoundFile.seek
+    monkeypatch.setattr(
+        soundfile.SoundFile, "seek", lambda self, at: (sought.append(at), seek(self, at))[1]
+    )
+    part = audio.read(tmp_path / "a.mp3", offset=5.0, duration=2.0)
+    assert sought == [64_000]
+    np.testing.assert_allclose(part, audio.read(tmp_path / "a.mp3")[80_000:112_000], atol=1e-6)

@@ -100,6 +100,24 @@ def test_the_stream_is_byte_identical_with_0_1_and_2_workers_and_any_cache(
     assert digest(load(manifest, made, collate, numbers[::-1])) != want
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on one core
+def test_workers_compute_with_one_thread_each(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how, made = pretraining(), plan(manifest)
+
+    def told(*given: Any) -> Batch:
+        return dataclasses.replace(how(*given), masked=torch.get_num_threads())
+
+    torch.set_num_threads(2)
+    try:
+        for workers, threads in ((0, 2), (2, 1)):
+            found = load(manifest, made, told, range(4), workers=workers)
+            assert {batch.masked for batch in found} == {threads}
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_batches_come_in_the_order_that_was_asked_for(manifest: Manifest) -> None:
     made = plan(manifest)
     numbers = [7, 2, 2, 30]

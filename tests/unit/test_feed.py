@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from w2vtool import manifest, training
 from w2vtool.batches import Batch
 from w2vtool.errors import DataError
-from w2vtool.feed import SHOWN_PROBLEMS, BinNumbers, Split, check_files
+from w2vtool.feed import SHOWN_PROBLEMS, BinNumbers, Split, check_files, deal
 from w2vtool.schema import LoopConfig
 
 
@@ -38,6 +41,50 @@ def test_processes_share_the_bins_of_every_update() -> None:
     assert sorted(two[0] + two[1]) == alone
     assert [len(BinNumbers(2, 5, 4, rank, 2)) for rank in (0, 1)] == [6, 6]
     assert len(BinNumbers(5, 5, 4, 0, 1)) == 0
+
+
+def test_costs_are_dealt_out_so_that_nobody_waits_long() -> None:
+    costs = np.array([9.0, 1, 1, 1, 8, 2, 2, 2])
+    owner = deal(costs, 2)
+    assert np.bincount(owner).tolist() == [4, 4]
+    assert np.bincount(owner, costs).tolist() == [13, 13]
+    assert deal(np.ones(4), 4).tolist() == [0, 1, 2, 3]
+
+
+@given(
+    st.integers(1, 5).flatmap(
+        lambda world: st.tuples(
+            st.just(world),
+            st.integers(1, 6).flatmap(
+                lambda rounds: st.lists(
+                    st.floats(0.1, 90), min_size=world * rounds, max_size=world * rounds
+                )
+            ),
+        )
+    )
+)
+def test_each_process_gets_as_many_bins_and_about_as_much(
+    dealt: tuple[int, list[float]],
+) -> None:
+    world, costs = dealt[0], np.array(dealt[1])
+    owner = deal(costs, world)
+    assert np.bincount(owner, minlength=world).tolist() == [len(costs) // world] * world
+    load = np.bincount(owner, costs, world)
+    # dealing the k-th round undoes what the ones before left, so one bin is all that is left over
+    assert np.ptp(load) <= costs.max()
+
+
+def test_what_a_plan_deals_out_is_every_bin_of_an_update_once(corpus: Path) -> None:
+    plan = split(corpus).plan
+    for world in (1, 2, 4, 8):
+        mine = [list(BinNumbers(3, 6, 8, rank, world, plan)) for rank in range(world)]
+        for update in range(3):
+            own = slice(update * 8 // world, (update + 1) * 8 // world)
+            found = [number for numbers in mine for number in numbers[own]]
+            assert sorted(found) == list(range(24 + 8 * update, 32 + 8 * update))
+        assert [len(BinNumbers(3, 6, 8, rank, world, plan)) for rank in range(world)] == [
+            len(numbers) for numbers in mine
+        ]
 
 
 def test_a_split_in_which_all_is_there_is_left_alone(corpus: Path) -> None:

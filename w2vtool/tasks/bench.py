@@ -164,6 +164,9 @@ def _shown(what: str, model: ModelConfig, found: dict[str, Any], run: Run) -> di
         "device": f"{found['device']} × {found['processes']}, {found['threads']} threads",
         "torch": found["torch"],
     }
+    if "ratio" in found:
+        plain = found["soundfile_s_per_cpu_s"]
+        rows["speed of a soundfile loop"] = f"{found['ratio']:.2f} of {plain:,.0f} s a CPU second"
     title = f"bench {what}: {model.architecture}, {found['precision']}"
     run.table(title, ["what", "value"], list(rows.items()))
     return found
