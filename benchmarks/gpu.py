@@ -47,6 +47,7 @@ TARGETS = {
     "extract base": (12_000, 22_000),
     "extract large": (8000,),
     "data": (6000,),
+    "pretrain base, not compiled": (3500,),
 }
 CROPS = {"base": 15.625, "large": 20.0}  # seconds
 DROPOUTS = {"base": sides.DROPOUTS, "large": Dropouts()}
@@ -85,8 +86,10 @@ class Gpu:
         """Where and after what warm-up."""
         return bench.Bench(Place(self.device, 0, 1), self.run, self.scale.warmup, lengths)
 
-    def loop(self, seconds: float, crop: float, workers: int = 0) -> LoopConfig:
-        """A loop of micro-batches of ``seconds``."""
+    def loop(
+        self, seconds: float, crop: float, workers: int = 0, compiled: bool = True
+    ) -> LoopConfig:
+        """A loop of micro-batches of ``seconds``; nothing is compiled on a CPU."""
         crop = 1.0 if self.scale.tiny else crop
         return LoopConfig.model_validate(
             {
@@ -95,12 +98,13 @@ class Gpu:
                 "bin_seconds": max(seconds, crop),
                 "max_seconds": crop,
                 "precision": self.precision,
+                "compile": compiled and self.device.type == "cuda",
                 "device": str(self.device),
                 "workers": workers,
             }
         )
 
-    def pretrain(self, name: str) -> dict[str, Any]:
+    def pretrain(self, name: str, compiled: bool = True) -> dict[str, Any]:
         """Pre-training, at the size of micro-batch that is fastest."""
 
         def at(seconds: float) -> dict[str, Any]:
@@ -111,7 +115,7 @@ class Gpu:
                 mask=MaskConfig(),
                 objective=ObjectiveConfig(),
                 optim=OptimConfig(),
-                loop=self.loop(seconds, CROPS[name]),
+                loop=self.loop(seconds, CROPS[name], compiled=compiled),
             )
 
         return fastest(at, self.scale.sizes)
@@ -257,6 +261,7 @@ def parts(gpu: Gpu) -> dict[str, Callable[[], dict[str, Any]]]:
         "extract base": lambda: gpu.extract("base"),
         "extract large": lambda: gpu.extract("large"),
         "data": gpu.data,
+        "pretrain base, not compiled": lambda: gpu.pretrain("base", compiled=False),
     }
 
 

@@ -73,6 +73,7 @@ class Work(NamedTuple):
                 "bin_seconds": self.audio,
                 "max_seconds": self.seconds,
                 "precision": precision,
+                "compile": self.device.type == "cuda",
             }
         )
 

@@ -132,6 +132,18 @@ def opened(
         yield info, _blocks(source, sound, info, 0, info.frames)
 
 
+class _Sound(soundfile.SoundFile):
+    """A file that is read from one place on.
+
+    Why: after each read, soundfile sends the decoder of a seekable file to where it is already, and
+    decoders that remember forget what they knew (see ``_remembers``).
+    """
+
+    def seekable(self) -> bool:
+        """Say no; ``seek`` works all the same."""
+        return False
+
+
 def _header(source: Source) -> Header:
     kinds = FORMATS.get(suffix := source.suffix)
     if kinds is None:
@@ -150,7 +162,7 @@ def _decoder(source: Source, header: Header) -> Iterator[tuple[soundfile.SoundFi
     if header.info is not None:
         _checked(source, header.info)
     try:
-        sound = soundfile.SoundFile(source.for_decoder(header.patch), closefd=False)
+        sound = _Sound(source.for_decoder(header.patch), closefd=False)
     except soundfile.SoundFileError as error:
         detail = str(error).partition(": ")[2] or str(error)
         what = f"cannot be decoded ({detail.strip(' .')})"
@@ -228,24 +240,26 @@ def _blocks(
     source: Source, sound: soundfile.SoundFile, info: Info, start: int, stop: int
 ) -> Iterator[np.ndarray]:
     """Mono samples start…stop at the file's own rate, checked; one block at least."""
-    missing = stop - start
+    lead = min(start, LEAD_IN_SECONDS * info.sample_rate if _remembers(sound) else 0)
+    missing, dropped = lead + stop - start, 0
     try:
-        if start:
-            lead = min(start, LEAD_IN_SECONDS * info.sample_rate if _remembers(sound) else 0)
+        if start > lead:  # a decoder that was sent to its beginning is not at its beginning
             sound.seek(start - lead)
-            sound.read(lead, dtype="float32")
         while missing > 0:
             block = sound.read(min(missing, _BLOCK_FRAMES), dtype="float32", always_2d=True)
             if not len(block):
                 break
-            _check_values(source, block, info, stop - missing)
             missing -= len(block)
-            yield block.mean(axis=1) if info.channels > 1 else block[:, 0]
+            block = block[lead - dropped :] if dropped < lead else block
+            dropped = min(lead, stop - start + lead - missing)
+            if len(block):
+                _check_values(source, block, info, stop - missing - len(block))
+                yield block.mean(axis=1) if info.channels > 1 else block[:, 0]
     except soundfile.SoundFileError as error:
         detail = str(error).removeprefix("Error : ").strip(" .")
         what = f"truncated or damaged ({detail or 'decoder error'})"
         raise source.refusal(_cause(detail, "damaged"), what, "fetch it again") from error
-    if missing > (mp3.SLACK_FRAMES if sound.format == "MP3" else 0) or missing == stop - start:
+    if missing > (mp3.SLACK_FRAMES if sound.format == "MP3" else 0) or missing >= stop - start:
         what = f"truncated: {stop - missing:,} of {info.frames:,} samples can be decoded"
         raise source.refusal("truncated", what, "fetch it again")
 

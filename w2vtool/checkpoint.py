@@ -30,7 +30,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from w2vtool import sealed
+from w2vtool import sealed, sharding
 from w2vtool.architecture import Architecture, Dropouts
 from w2vtool.errors import CheckpointError, DataError
 from w2vtool.model.heads import Backbone, CtcModel, PretrainModel
@@ -125,7 +125,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) ->
         rest = len(problems) - _SHOWN
         shown = [*problems[:_SHOWN], *([f"… and {rest} more"] if rest > 0 else [])]
         raise CheckpointError("\n  ".join(["weights do not fit", *shown]), where=where)
-    model.load_state_dict(dict(weights))
+    model.load_state_dict({key: sharding.like(own[key], weights[key]) for key in own})
 
 
 def save(
@@ -142,9 +142,8 @@ def save(
     ``state`` must fit in JSON; its ``best_steps`` are pairs of a value and a step, the best first,
     or its ``best_step`` is the number of the best one so far.
     """
-    return write_step(
-        folder, step, model.state_dict(), spec, state or {}, moments_of(model, optimizer)
-    )
+    weights, moments = tensors_of(model, optimizer)
+    return write_step(folder, step, weights, spec, state or {}, moments)
 
 
 def write_step(
@@ -302,17 +301,22 @@ def load(path: Path, *, best: bool = True) -> Checkpoint:
     return Checkpoint(path, spec, weights, state)
 
 
-def moments_of(
+def tensors_of(
     model: nn.Module, optimizer: torch.optim.Optimizer | None
-) -> dict[str, Tensor] | None:
-    """The optimizer's moments, by parameter name and their own; None without an optimizer."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """Weights, and the optimizer's moments by parameter name and their own, if there is one.
+
+    Those of a sharded model come to the first process; all must ask.
+    """
+    weights = sharding.whole(model.state_dict())
     if optimizer is None:
-        return None
-    return {
+        return weights, None
+    moments = {
         f"{name}/{key}": value
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+    return weights, sharding.whole(moments)
 
 
 def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -327,8 +331,9 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
     for name, parameter in model.named_parameters():
         if f"{name}/step" in tensors:
             optimizer.state[parameter] = {
-                key: tensors[f"{name}/{key}"].to(parameter.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
+                "step": tensors[f"{name}/step"].to(parameter.device),
+                "exp_avg": sharding.like(parameter, tensors[f"{name}/exp_avg"]),
+                "exp_avg_sq": sharding.like(parameter, tensors[f"{name}/exp_avg_sq"]),
             }
 
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from w2vtool.errors import ConfigError
+from w2vtool.errors import ConfigError, UserError
+
+
+class PeerLost(UserError):
+    """Another process of the run has died, so that this one cannot go on either."""
+
+    exit_code = 7
 
 
 def choose(name: str) -> torch.device:
@@ -61,11 +67,17 @@ def autocast(
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def send(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """Numbers of the host as float64 on the device, without waiting: from pinned memory to CUDA."""
+    held = torch.tensor(numbers, dtype=torch.float64, pin_memory=device.type == "cuda")
+    return held.to(device, non_blocking=True)
+
+
 @contextmanager
 def processes(device: torch.device) -> Iterator[tuple[int, int]]:
     """Join the processes that torchrun started; gives (rank, world size), (0, 1) when alone.
 
-    The group stays until the process ends.
+    The group stays until the process ends. Raises PeerLost when another process dies meanwhile.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -76,7 +88,22 @@ def processes(device: torch.device) -> Iterator[tuple[int, int]]:
     if not dist.is_initialized():  # a pipeline trains twice, and gloo cannot be joined twice
         _meet("nccl" if device.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
-    yield dist.get_rank(), world
+    try:
+        yield dist.get_rank(), world
+    except RuntimeError as exc:
+        if not _of_a_peer(exc):
+            raise
+        raise PeerLost(
+            f"another process of this run died, or cannot be reached: {str(exc).splitlines()[0]}",
+            where=f"process {dist.get_rank()} of {world}",
+            hint="its own message says why; torchrun --max-restarts starts all of them again, and "
+            "--resume goes on from the newest checkpoint",
+        ) from exc
+
+
+def _of_a_peer(error: RuntimeError) -> bool:
+    """Whether an exchange with the other processes failed: NCCL has a type for it, gloo a text."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def _meet(backend: str) -> None:
@@ -102,21 +129,20 @@ def add_up(values: Tensor) -> Tensor:
     return values
 
 
-def add_up_gradients(model: nn.Module) -> None:
-    """Sum the gradients of all processes; a parameter that got none here counts as zero.
+def add_up_gradients(leaves: Sequence[Tensor], *, summed: bool = False) -> None:
+    """Sum the gradients of all processes, unless they are; what got none here counts as zero.
 
     Why not DistributedDataParallel: the gradients of an update's micro-batches are summed first and
     exchanged once, the sum is the same as one process would make, and blocks that LayerDrop skipped
     need no search for unused parameters.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    if not (dist.is_available() and dist.is_initialized()):
+    for leaf in leaves:
+        if leaf.grad is None:
+            leaf.grad = torch.zeros_like(leaf)
+    if summed or not (dist.is_available() and dist.is_initialized()):
         return
-    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    flat = torch.cat([leaf.grad.flatten() for leaf in leaves if leaf.grad is not None])
     dist.all_reduce(flat)
-    pieces = flat.split([p.numel() for p in parameters])
-    for parameter, piece in zip(parameters, pieces, strict=True):
-        parameter.grad = piece.view_as(parameter)
+    pieces = flat.split([leaf.numel() for leaf in leaves])
+    for leaf, piece in zip(leaves, pieces, strict=True):
+        leaf.grad = piece.view_as(leaf)

@@ -1,7 +1,8 @@
 """Errors that a person can put right, and the exit code of each kind.
 
 Exit codes: 0 done, 1 a bug in w2vtool, 2 usage or recipe, 3 data, 4 plug-in, 5 checkpoint,
-6 updates were skipped again and again (``guards.Diverged``), 143 stopped by SIGTERM after saving.
+6 updates were skipped again and again (``guards.Diverged``), 7 another process of the run died
+(``device.PeerLost``), 143 stopped by SIGTERM after saving.
 """
 
 from __future__ import annotations

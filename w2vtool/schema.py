@@ -293,6 +293,19 @@ class LoopConfig(Config):
     precision: Literal["float32", "bf16"] = knob(
         "float32", "Arithmetic of the forward and backward pass; weights stay float32."
     )
+    compile: bool = knob(
+        False, "Compile the Transformer blocks and the feature encoder: faster on GPUs."
+    )
+    recompute: bool = knob(
+        False,
+        "Compute the Transformer blocks again in the backward pass instead of keeping what they "
+        "computed: less memory, about a third more time.",
+    )
+    shard: bool = knob(
+        False,
+        "Spread weights, gradients and optimizer over the processes (FSDP), for models that do not "
+        "fit a GPU; alone, a process ignores it.",
+    )
     device: str = knob("auto", "auto, cpu or cuda.")
     seed: int = knob(1, "Seed of everything random.", ge=0)
     workers: int = knob(0, "Loader processes; 0 loads in the main process.", ge=0)

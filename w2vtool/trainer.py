@@ -20,24 +20,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from signal import SIGINT, SIGTERM
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from w2vtool import checkpoint
+from w2vtool import checkpoint, sharding
 from w2vtool.batches import Batch
-from w2vtool.device import add_up, add_up_gradients, autocast
+from w2vtool.device import add_up, add_up_gradients, autocast, send
 from w2vtool.errors import CheckpointError, Stopped
 from w2vtool.feed import BinNumbers, Pass, Split, check_files, loader_errors, read
-from w2vtool.guards import GuardConfig, Guards, Later, Quarantine
+from w2vtool.guards import GuardConfig, Guards, Quarantine
 from w2vtool.losses import Loss
-from w2vtool.metrics import Alarms, Ratios, Recorder, Report, wrong_in_validation
+from w2vtool.metrics import Alarms, Ratios, Recorder, Report
+from w2vtool.model import regions
 from w2vtool.optim import adamw, learning_rate
 from w2vtool.run import jsonable
 from w2vtool.schema import LoopConfig, OptimConfig
+from w2vtool.signals import Wishes
 from w2vtool.sinks import outlets
+from w2vtool.validation import validate
 from w2vtool.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -84,12 +86,18 @@ class Training:
 
     def __post_init__(self) -> None:
         self.model.to(self.device)
+        if self.loop.recompute:
+            regions.recompute(self.model)
+        if self.loop.compile:
+            regions.compile_regions(self.model)
+        self.sharded = self.loop.shard and self.world > 1
+        if self.sharded:
+            sharding.shard(self.model, self.device)
         self.optimizer = adamw([p for p in self.model.parameters() if p.requires_grad], self.optim)
         self.window = Ratios()  # since the last line of metrics
         # seconds of audio heard and updates skipped, by all processes
         self.tally = torch.zeros(2, dtype=torch.float64, device=self.device)
-        self.wishes = torch.zeros(3, dtype=torch.float64)  # SIGTERM, SIGINT, save
-        self._asked = Later(0.0, 0.0, 0.0)
+        self.wishes = Wishes(self.device)
         self.guards, self.alarms = Guards(self.guard, self.device), Alarms()
         self.quarantine = Quarantine(
             self.train.manifest, self.folder.parent, self.device, rank=self.rank
@@ -136,8 +144,10 @@ class Training:
             "history": self.history,
         }
         self.saved = self.done
-        self.wishes[2] = 0.0
+        self.wishes.saved()
         if self.rank:
+            if self.sharded:  # the first process needs the parts that are here
+                checkpoint.tensors_of(self.model, self.optimizer)
             return
         self.writer.save(
             self.done,
@@ -243,24 +253,26 @@ class Training:
         process leaves in the middle of an update when a signal comes: None, as if never begun.
         """
         self._prepare()
-        sums = self._accumulate(batches, stop)
-        if sums is None:
-            return None
-        add_up_gradients(self.model)
-        shared = add_up(torch.cat([sums, self._wish(stop)]))
-        trained = [p for p in self.model.parameters() if p.grad is not None]
-        gradients = [p.grad for p in trained if p.grad is not None]
+        with regions.once_an_update(self.model, hold=not self.sharded) as once:
+            sums = self._accumulate(batches, stop)
+            if sums is None:
+                return None
+            add_up_gradients(once.leaves, summed=self.sharded)
+            once.settle()
+        shared = add_up(torch.cat([sums, self.wishes.mine(stop)]))
+        learned = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [sharding.local(gradient) for gradient in learned]
         torch._foreach_div_(gradients, shared[0].clamp(min=1).float())
-        norm = nn.utils.get_total_norm(gradients)
+        norm = sharding.total_norm(gradients, sharded=self.sharded)
         if self.optim.clip:
-            nn.utils.clip_grads_with_norm_(trained, self.optim.clip, norm)
+            torch._foreach_mul_(gradients, (self.optim.clip / (norm + 1e-6)).clamp(max=1))
         skip = self.guards.judge(norm, len(gradients))
         self.optimizer.found_inf = skip  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.tally += torch.stack([shared[1], skip.double()])
         self.quarantine.counts += shared[2:4]
-        self._heed(shared[4:])
+        self.wishes.heed(shared[4:])
         self.done += 1
         return norm
 
@@ -276,7 +288,7 @@ class Training:
             if self.world == 1 and stop.signal:
                 self.optimizer.zero_grad(set_to_none=True)
                 self.window = before
-                self._heed(self._wish(stop))
+                self.wishes.heed(self.wishes.mine(stop))
                 return None
             began = time.monotonic()
             batch = next(batches)
@@ -291,8 +303,7 @@ class Training:
             count = count + loss.count
             self.window.add(loss)
         self.quarantine.met(lost)
-        mine = torch.tensor([0.0, heard, rows, len(lost)], dtype=torch.float64)
-        sums = mine.to(self.device, non_blocking=True)
+        sums = send([0.0, heard, rows, len(lost)], self.device)
         sums[0] += count
         return sums
 
@@ -307,53 +318,8 @@ class Training:
 
     @property
     def signal(self) -> int | None:
-        """The signal to stop for: the same in all processes, whichever of them got it."""
-        return SIGTERM if self.wishes[0] else SIGINT if self.wishes[1] else None
-
-    def _wish(self, stop: Any) -> Tensor:
-        """What signals ask of this process, as numbers that can be added up."""
-        save, stop.save = bool(stop.save), False
-        mine = [stop.signal == SIGTERM, stop.signal not in (None, SIGTERM), save]
-        return torch.tensor(mine, dtype=torch.float64).to(self.device, non_blocking=True)
-
-    def _heed(self, wishes: Tensor) -> None:
-        """Take note of what was asked of any process; from CUDA, of the time before this one."""
-        if wishes.device.type == "cuda":
-            wishes = torch.tensor(self._asked.swap(wishes), dtype=torch.float64)
-        self.wishes = torch.maximum(self.wishes, wishes)
-
-    def evaluate(self, stop: Any) -> dict[str, float] | None:
-        """Averages of the objective over the validation split; None when a signal came."""
-        ratios = Ratios()
-        self.model.eval()
-        with torch.no_grad():
-            for batch, counted in self.valid_pass:
-                self._heed(add_up(self._wish(stop)))
-                if self.signal:
-                    break
-                with autocast(self.device, self.loop.precision):
-                    loss = self.objective(self.model, batch.to(self.device), self.done)
-                ratios.add(loss, counted=counted)
-        self.model.train()
-        return None if self.signal else ratios.read(self.device)
-
-    def validate(self, recorder: Recorder) -> bool:
-        """Validate this step and record it, unless a signal comes; gives whether it is a best one.
-
-        A step that is as good as the best so far is better: it has learned for longer.
-        """
-        values = self.evaluate(recorder.stop)
-        if values is None:
-            return False
-        self.due, self.validated = False, values
-        alarms = self.alarms.ring(recorder, self.done, wrong_in_validation(self, values))
-        named = {f"valid/{name}": value for name, value in values.items()}
-        recorder.metrics(self.done, {**named, **alarms})
-        value = values[self.best_metric]
-        if math.isfinite(value):
-            ranked = sorted([(value, self.done), *self.best_steps], key=lambda b: (b[0], -b[1]))
-            self.best_steps = ranked[: self.loop.keep_best]
-        return (value, self.done) in self.best_steps
+        """The signal to stop for, which any process got."""
+        return self.wishes.signal
 
 
 def _number(value: float | None) -> float:
@@ -390,10 +356,10 @@ def _train(job: Training, recorder: Recorder) -> dict[str, float]:
             with report.pause():
                 best = False
                 if job.due and job.signal is None:
-                    best = job.validate(recorder)
+                    best = validate(job, recorder)
                     report.show()
                 last = job.done >= loop.updates
-                wanted = last or job.scheduled or job.signal or job.wishes[2]
+                wanted = last or job.scheduled or job.signal or job.wishes.save
                 if best or (wanted and job.saved != job.done):
                     job.save()
             if job.signal is not None and (job.due or not last):

@@ -89,8 +89,7 @@ class Writer:
         when the disk failed otherwise than by being full.
         """
         self.wait()
-        weights = model.state_dict()
-        moments = checkpoint.moments_of(model, optimizer)
+        weights, moments = checkpoint.tensors_of(model, optimizer)
         copied = None
         if self.threaded:
             if any(value.is_cuda for value in weights.values()):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -176,6 +177,55 @@ def wait(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     while not there():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
+
+
+DYING = """
+import os, signal, sys
+from w2vtool import cli, trainer
+
+real = trainer.Training.update
+def update(self, batches, stop):
+    if self.rank == 1 and self.done == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, batches, stop)
+trainer.Training.update = update
+cli.main(["finetune-ctc", *sys.argv[1:]])
+"""
+
+
+def test_a_process_whose_peer_is_killed_says_so_and_what_was_saved_goes_on(
+    two: tuple[Path, Path], w2v: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "dying.py").write_text(DYING)
+    words = [two[0], "loop.save_every=1", "loop.async_save=false", "--run-dir", tmp_path / "run"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, str(tmp_path / "dying.py"), *map(str, words)],
+                    env={**os.environ, "PYTHONPATH": str(ROOT), **meeting, "RANK": str(rank)},
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for rank in (0, 1)
+        ]
+        said = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [7, -signal.SIGKILL], said
+    assert "process 0 of 2: another process of this run died" in said[0]
+    assert "hint: its own message says why" in said[0]
+    assert "Traceback" not in said[0]
+    assert newest(tmp_path / "run").name == "step-00000002"
+    assert w2v("finetune-ctc", *words, "--resume").code == 0
+    weights = [
+        load_file(newest(run) / "model.safetensors")
+        for run in (tmp_path / "run", two[1] / "finetune-ctc")
+    ]
+    assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])
 
 
 def test_bins_that_cannot_be_spread_are_refused(

@@ -311,7 +311,7 @@ def test_gpu_sh_writes_its_results_and_says_where_there_is_no_gpu(tmp_path: Path
     (path,) = tmp_path.iterdir()
     record = json.loads(path.read_text())
     assert record["dry_run"]
-    assert len(record["results"]) == 9
+    assert len(record["results"]) == 10
 
 
 @pytest.mark.slow

@@ -357,6 +357,7 @@ def test_a_damaged_checkpoint_is_passed_over_on_the_way_back(make_ctc: Make, cap
 
     def damage(memory: Memory, done: int) -> None:
         if done == 6:
+            job.writer.wait()
             (job.folder / "step-00000004" / "model.safetensors").write_bytes(b"?")
 
     train(job, Memory(damage))

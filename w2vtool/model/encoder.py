@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from w2vtool.architecture import Architecture, Dropouts
 from w2vtool.model import kernels
@@ -88,7 +89,10 @@ class ConvLayer(nn.Module):
 
     def forward(self, x_BCT: Tensor) -> Tensor:
         """``[B, C_in, T_in]`` → ``[B, C, T]``."""
-        x_BCT = self.conv(x_BCT)
+        return self.activate(self.conv(x_BCT))
+
+    def activate(self, x_BCT: Tensor) -> Tensor:
+        """The norm, if there is one, and GELU."""
         if isinstance(self.norm, nn.LayerNorm):
             x_BCT = self.norm(x_BCT.transpose(1, 2)).transpose(1, 2)
         elif self.norm is not None:
@@ -156,9 +160,18 @@ class PositionalConv(nn.Module):
         self.weight_v = nn.Parameter(weight)
         self.weight_g = nn.Parameter(weight.norm(dim=(0, 1), keepdim=True))
         self.bias = nn.Parameter(torch.zeros(width))
+        self.held: Tensor | None = None  # the effective kernel, where it is computed beforehand
+
+    def hold(self) -> Tensor:
+        """Use one kernel until ``held`` is None again: a leaf; gives the same with its graph."""
+        made = self.weight()
+        self.held = made.detach().requires_grad_(made.requires_grad)
+        return made
 
     def weight(self) -> Tensor:
         """The effective kernel ``[D, D/groups, kernel]``."""
+        if self.held is not None:
+            return self.held
         return torch._weight_norm(self.weight_v, self.weight_g, 2)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -194,7 +207,8 @@ class SelfAttention(nn.Module):
         batch, frames, width = x_BTD.shape
         drop = self.dropout if self.training else 0.0
         qkv = self.qkv(x_BTD)
-        if qkv.device.type == "cpu" and qkv.requires_grad and (drop or qkv.dtype != torch.float32):
+        slow = kernels.replaced(qkv) and qkv.requires_grad  # what the library has
+        if slow and (drop or qkv.dtype != torch.float32):
             return self.out(kernels.attention(qkv, self.heads, keep_B11T, drop))
         qkv = qkv.view(batch, frames, 3, self.heads, width // self.heads)
         q_BHTK, k_BHTK, v_BHTK = qkv.permute(2, 0, 3, 1, 4)
@@ -225,8 +239,10 @@ class Block(nn.Module):
 
     def feed_forward(self, x_BTD: Tensor) -> Tensor:
         """The two linear layers with GELU between them."""
-        x = self.activation_dropout(F.gelu(self.up(x_BTD)))
-        return self.dropout(self.down(x))
+        x = self.up(x_BTD)
+        if kernels.replaced(x) and x.requires_grad and not self.activation_dropout.p:
+            return self.dropout(kernels.gelu_linear(x, self.down))
+        return self.dropout(self.down(self.activation_dropout(F.gelu(x))))
 
     def forward(self, x_BTD: Tensor, keep_B11T: Tensor | None) -> Tensor:
         """``[B, T, D]`` → ``[B, T, D]``."""
@@ -243,7 +259,8 @@ class ContextNetwork(nn.Module):
     def __init__(self, architecture: Architecture, dropouts: Dropouts) -> None:
         super().__init__()
         self.norm_first = architecture.norm_first
-        self.layer_drop = dropouts.layer_drop
+        self.recompute = False  # the blocks, in the backward pass: ``regions.recompute``
+        self.lockstep = False  # the processes, through the blocks: ``sharding.shard``
         self.dropout = kernels.Dropout(dropouts.hidden)
         self.positions = PositionalConv(
             architecture.width, architecture.position_kernel, architecture.position_groups
@@ -281,13 +298,24 @@ class ContextNetwork(nn.Module):
         x_BTD = self.dropout(x_BTD)
         kept = {"0": x_BTD} if "0" in layers else {}
         for i, block in enumerate(self.blocks):
-            if not (skip and skip[i]):
+            if skip and skip[i]:
+                x_BTD = self.pass_by(block, x_BTD) if self.lockstep else x_BTD
+            elif self.recompute and torch.is_grad_enabled():
+                x_BTD = checkpoint(block, x_BTD, keep_B11T, use_reentrant=False)
+            else:
                 x_BTD = block(x_BTD, keep_B11T)
             if str(i + 1) in layers:
                 kept[str(i + 1)] = x_BTD
         if self.norm_first:
             x_BTD = self.norm(x_BTD)
         return Context(x_BTD, frames_B, kept)
+
+    def pass_by(self, block: nn.Module, x_BTD: Tensor) -> Tensor:
+        """``x_BTD``, after a pass through the block that draws nothing and counts for nothing."""
+        cuda = [x_BTD.device] if x_BTD.is_cuda else []
+        with torch.random.fork_rng(cuda):
+            unused = block(x_BTD[:, :2], None)
+        return x_BTD + unused.sum() * 0
 
 
 class Wav2Vec2(nn.Module):

@@ -18,7 +18,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+PIECE = 2048  # rows of 512 float32 numbers are 4 MB
 RANGE = 1 << 16  # values of the random numbers behind a dropout mask
+
+
+def replaced(x: Tensor) -> bool:
+    """Whether these kernels stand in for the library's: on CPUs, but not in a compiled graph.
+
+    Why not there: a compiler fuses what it knows; random numbers in place and rows of a batch one
+    by one would break its graphs. So a graph is the same on all devices.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def conv(x_BTC: Tensor, weight_OCK: Tensor, bias_O: Tensor | None, stride: int) -> Tensor:
@@ -131,22 +141,40 @@ class _ProductGelu(torch.autograd.Function):
     """GELU of a product with few terms, which is made again in the backward.
 
     It is the largest thing of the whole network: to keep it costs more than ten multiplications.
+    And it is made piece by piece, so that what lies between product and result stays in the cache.
     """
 
     @staticmethod
     def forward(ctx, a_BTK: Tensor, b_BKO: Tensor, bias_O: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(a_BTK, b_BKO, bias_O)
-        return torch.nn.functional.gelu(torch.baddbmm(bias_O, a_BTK, b_BKO))
+        y_BTO = a_BTK.new_empty(*a_BTK.shape[:2], b_BKO.shape[2])
+        for part in _parts(a_BTK):
+            y_BTO[:, part] = torch.nn.functional.gelu(torch.baddbmm(bias_O, a_BTK[:, part], b_BKO))
+        return y_BTO
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_BTO: Tensor) -> tuple[Any, ...]:  # type: ignore[no-untyped-def]
         a_BTK, b_BKO, bias_O = ctx.saved_tensors
-        z_BTO = torch.baddbmm(bias_O, a_BTK, b_BKO)
-        grad_z = torch.ops.aten.gelu_backward(grad_BTO, z_BTO)
-        del z_BTO
-        grad_a = torch.bmm(grad_z, b_BKO.transpose(1, 2)) if ctx.needs_input_grad[0] else None
-        return grad_a, torch.bmm(a_BTK.transpose(1, 2), grad_z), grad_z.sum((0, 1))
+        wide = torch.promote_types(b_BKO.dtype, torch.float32)
+        grad_a = torch.empty_like(a_BTK) if ctx.needs_input_grad[0] else None
+        grad_b = torch.zeros_like(b_BKO, dtype=wide)
+        grad_bias = torch.zeros_like(bias_O, dtype=wide)
+        for part in _parts(a_BTK):
+            z_BTO = torch.baddbmm(bias_O, a_BTK[:, part], b_BKO)
+            grad_z = torch.ops.aten.gelu_backward(grad_BTO[:, part], z_BTO)
+            if grad_a is not None:
+                grad_a[:, part] = torch.bmm(grad_z, b_BKO.transpose(1, 2))
+            grad_b += torch.bmm(a_BTK[:, part].transpose(1, 2), grad_z)
+            grad_bias += grad_z.sum((0, 1), dtype=wide)
+        return grad_a, grad_b.to(b_BKO.dtype), grad_bias.to(bias_O.dtype)
+
+
+def _parts(a_BTK: Tensor) -> list[slice]:
+    """Pieces of time with ``PIECE`` rows over the batch."""
+    batch, frames, _ = a_BTK.shape
+    some = max(1, PIECE // batch)
+    return [slice(first, first + some) for first in range(0, frames, some)]
 
 
 def first_conv_normed(
@@ -174,6 +202,39 @@ def first_conv_normed(
             windows_BTK.to(dtype), weight_BKO.to(dtype), norm.bias.to(dtype)
         )
         return y_BTO
+
+
+class _GeluLinear(torch.autograd.Function):
+    """A linear layer of GELU, which is made again in the backward: its input is kept, not it."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(z, weight_OI)
+        return torch.nn.functional.linear(torch.nn.functional.gelu(z), weight_OI, bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[no-untyped-def]
+        z, weight_OI = ctx.saved_tensors
+        grad_z = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_z = torch.ops.aten.gelu_backward(grad @ weight_OI, z)
+        rows = grad.flatten(0, -2)
+        if ctx.needs_input_grad[1]:
+            grad_weight = rows.t() @ torch.nn.functional.gelu(z).flatten(0, -2)
+        if ctx.needs_input_grad[2]:
+            grad_bias = rows.sum(0)
+        return grad_z, grad_weight, grad_bias
+
+
+def gelu_linear(z: Tensor, layer: torch.nn.Linear) -> Tensor:
+    """``layer(gelu(z))``, in autocast's type under autocast."""
+    dtype = _autocast_type(z)
+    with torch.autocast(z.device.type, enabled=False):
+        result: Tensor = _GeluLinear.apply(
+            z.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype)
+        )
+    return result
 
 
 def keep_mask(shape: torch.Size | tuple[int, ...], probability: float) -> Tensor:
@@ -212,7 +273,7 @@ class Dropout(torch.nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and type."""
-        if self.training and self.p and x.device.type == "cpu":
+        if self.training and self.p and replaced(x):
             dropped: Tensor = _Drop.apply(x, self.p)
             return dropped
         return super().forward(x)
@@ -235,12 +296,14 @@ class _Attention(torch.autograd.Function):
         heads: int,
         drop: float,
     ) -> Tensor:
+        shape = (*q_NTD.shape[:2], k_NTD.shape[1])
+        # drawn first: what it takes for a moment leaves a gap that scores would not fit into
+        keep_NTT = keep_mask(shape, drop) if drop else None
         scores_NTT = torch.bmm(q_NTD, k_NTD.transpose(1, 2))
         if bias_N1T is not None:
             scores_NTT += bias_N1T
         weights_NTT = torch.softmax(scores_NTT, -1)
         del scores_NTT
-        keep_NTT = keep_mask(weights_NTT.shape, drop) if drop else None
         ctx.scale = 1 / kept_share(drop)
         x_NTD = torch.bmm(_kept(weights_NTT, keep_NTT), v_NTD).mul_(ctx.scale)
         # side by side: the layer after this keeps the same tensor, so it is there only once

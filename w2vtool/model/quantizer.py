@@ -67,8 +67,8 @@ class Quantizer(nn.Module):
         )
 
     def one_hot(self, code_MG: Tensor) -> Tensor:
-        """Codes as float32 one-hot vectors ``[M, G, E]``."""
-        return nn.functional.one_hot(code_MG, self.entries).float()
+        """Codes as float32 one-hot vectors ``[M, G, E]``; the library's would read the codes."""
+        return (code_MG[..., None] == torch.arange(self.entries, device=code_MG.device)).float()
 
 
 def perplexity(p_GE: Tensor) -> Tensor:
