@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from w2vtool.errors import DataError
 from w2vtool.layouts import table
@@ -122,6 +122,7 @@ def build_manifest(
     punctuation: Punctuation = "keep",
     strict: bool = False,
     verify: Verify = "decode",
+    engine: Literal["local", "ray"] = "local",
     strict_rate: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -139,7 +140,9 @@ def build_manifest(
     found = collect(roots, layout)
     candidates, problems = _with_text(found.candidates, case, punctuation)
     keep = out.with_name(f".{out.name}.parts")
-    built = build(candidates, jobs=jobs, verify=verify, keep=keep, on_progress=on_progress)
+    built = build(
+        candidates, jobs=jobs, verify=verify, keep=keep, engine=engine, on_progress=on_progress
+    )
     built.rejected = [*found.problems, *problems, *built.rejected]
     rejects_path = _write_rejects(out, built.rejected)
     if not built.rows or (strict and built.rejected):

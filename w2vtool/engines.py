@@ -18,8 +18,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 Engine = Literal["local", "ray"]
 Tick = Callable[[int], None]
+T = TypeVar("T")
 ATTEMPTS = 3  # pools that may lose a process before the job ends
 POLL_SECONDS = 0.5  # how soon a signal is heard
 
@@ -213,21 +215,34 @@ def _do(part: Part) -> None:
 class _Actor:
     """A process of a Ray cluster; Ray starts it again where it dies."""
 
-    def __init__(self, work: Work, folder: Path, device: str, threads: int) -> None:
+    def __init__(self, start: Callable[[], Callable[[Any], None]], threads: int) -> None:
         torch.set_num_threads(threads)
-        self.compute, self.folder = work.start(device), folder
+        self.work = start()
 
     def ready(self) -> None:
         """Answer, once there is a place to run on."""
 
-    def do(self, part: Part) -> None:
-        """Finish a part."""
-        if not is_done(self.folder, part):  # Ray repeats what it has not heard the end of
-            write(self.folder, part, list(self.compute(part.rows)))
+    def do(self, item: Any) -> None:
+        """Do one thing."""
+        self.work(item)
 
-    def pid(self) -> int:
-        """For tests that kill it."""
-        return os.getpid()
+
+@dataclass(frozen=True)
+class _Finish:
+    """What an actor does for ``run``: parts."""
+
+    work: Work
+    folder: Path
+    device: str
+
+    def __call__(self) -> Callable[[Part], None]:
+        compute = self.work.start(self.device)
+
+        def do(part: Part) -> None:
+            if not is_done(self.folder, part):  # Ray repeats what it has not heard the end of
+                write(self.folder, part, list(compute(part.rows)))
+
+        return do
 
 
 def _on_ray(
@@ -240,32 +255,46 @@ def _on_ray(
     stop: Any,
 ) -> None:
     """On the cluster that RAY_ADDRESS names, or on a Ray of this machine."""
+    gpus = 0 if device == "cpu" else int(_ray().cluster_resources().get("GPU", 0) > 0)
+    start = _Finish(work, folder.absolute(), "auto" if gpus else "cpu")
+    for part in on_ray(start, parts, jobs=jobs, gpus=gpus, poll=lambda: _stopped(stop)):
+        count.add(len(part.rows))
+
+
+def on_ray(
+    start: Callable[[], Callable[[T], None]],
+    items: Sequence[T],
+    *,
+    jobs: int,
+    gpus: int = 0,
+    poll: Callable[[], None] = lambda: None,
+) -> Iterator[T]:
+    """Do something with every item, in ``jobs`` processes of a Ray cluster; gives what is done.
+
+    ``start`` is called once in each process, and gives what does it. It may be done twice, where a
+    process dies. ``poll`` is called now and then, and may raise to stop.
+    """
     ray = _ray()
-    gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0) > 0)
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if not gpus else 1
+    threads = 1 if gpus else max(1, len(os.sched_getaffinity(0)) // jobs)
     actor = ray.remote(
         num_cpus=1 if gpus else threads, num_gpus=gpus, max_restarts=-1, max_task_retries=-1
     )(_Actor)
-    actors = [
-        actor.remote(work, folder.absolute(), "auto" if gpus else "cpu", threads)
-        for _ in range(min(jobs, len(parts)))
-    ]
-    waiting: dict[Any, tuple[Any, Part | None]] = {a.ready.remote(): (a, None) for a in actors}
-    queue = list(reversed(parts))
-    done = 0
+    actors = [actor.remote(start, threads) for _ in range(min(jobs, len(items)))]
+    waiting: dict[Any, tuple[Any, int]] = {a.ready.remote(): (a, -1) for a in actors}
+    begun = done = 0
     try:
-        while done < len(parts):
-            _stopped(stop)
+        while done < len(items):
+            poll()
             finished, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL_SECONDS)
             for reference in finished:
-                process, part = waiting.pop(reference)
+                process, number = waiting.pop(reference)
                 _get(ray, reference)
-                if part is not None:
+                if number >= 0:
                     done += 1
-                    count.add(len(part.rows))
-                if queue:  # an actor without a place is never given a part
-                    part = queue.pop()
-                    waiting[process.do.remote(part)] = (process, part)
+                    yield items[number]
+                if begun < len(items):  # an actor without a place is never given anything
+                    waiting[process.do.remote(items[begun])] = (process, begun)
+                    begun += 1
     finally:
         for process in actors:
             ray.kill(process)

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -268,16 +268,17 @@ def build(
     jobs: int = 0,
     verify: Verify = "decode",
     keep: Path | None = None,
+    engine: Literal["local", "ray"] = "local",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Built:
     """Look at the file of every candidate once; rows come in the order of the candidates.
 
     ``verify`` is ``decode``, or ``header`` for a quick look that finds no damage inside, no silence
     and no twins. ``jobs``: processes that do it; 0: this one, which a broken decoder takes along.
-    What they found is kept in the folder ``keep`` (``parts``). Rejected: audio that ``audio.load``
-    refuses, parts that are not within their file, less than 400 samples, an id that was there
-    before, and text that needs more CTC frames than the audio has. Silent and duplicate audio is
-    kept, and named. ``on_progress(done, total)`` is called after each candidate, and may raise to
+    What they found is kept in the folder ``keep``; that, and ``engine``, is of ``survey_parts``.
+    Rejected: audio that ``audio.load`` refuses, parts that are not within their file, less than 400
+    samples, an id that was there before, and text that needs more CTC frames than the audio has.
+    Silent and duplicate audio is kept, and named. ``on_progress(done, total)`` is called after each candidate, and may raise to
     stop.
     """
     built = Built()
@@ -285,7 +286,12 @@ def build(
     twins: dict[bytes, str] = {}
     uses = Counter(candidate.path for candidate in candidates)
     known: dict[Path, Inspected] = {}  # files that more candidates follow of
-    found = look_at(list(uses), jobs=jobs, verify=verify, keep=keep)
+
+    def poll() -> None:
+        if on_progress:
+            on_progress(0, len(candidates))
+
+    found = look_at(list(uses), jobs=jobs, verify=verify, keep=keep, engine=engine, poll=poll)
     with contextlib.closing(found):  # a stop ends the processes too
         for done, candidate in enumerate(candidates, start=1):
             file = known.get(candidate.path) or next(found)

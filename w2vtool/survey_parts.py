@@ -14,10 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Literal
 
 from w2vtool import __version__
 from w2vtool.audio import Info
+from w2vtool.errors import DataError
 from w2vtool.survey import Inspected, glance, inspect, inspect_all
 
 Verify = Literal["decode", "header"]
@@ -33,17 +36,25 @@ _MEAN_FILES, _MOST_FILES = 32, 128  # of a part
 _FORMAT = 1  # of kept parts
 _THREADS = 16  # that ask for sizes and times: a network answers each question in a millisecond
 _NAMES_AHEAD = 1024  # parts
+POLL_SECONDS = 0.2
 
 Part = Sequence[str]
 
 
 def look_at(
-    paths: Sequence[Path], *, jobs: int, verify: Verify = "decode", keep: Path | None = None
+    paths: Sequence[Path],
+    *,
+    jobs: int,
+    verify: Verify = "decode",
+    keep: Path | None = None,
+    engine: Literal["local", "ray"] = "local",
+    poll: Callable[[], None] = lambda: None,
 ) -> Generator[Inspected, None, None]:
     """Decode files, or read their headers, in their order, by ``jobs`` processes (0: this one).
 
     With ``keep``, parts that are kept in this folder are not looked at again, and at the end those
-    of other files are removed from it.
+    of other files are removed from it. On Ray (``engine``) and under torchrun, the folder is where
+    processes give each other what they found; while they wait, ``poll`` is called, and may raise.
     """
     look = _LOOKS[verify]
     if keep is None:
@@ -52,6 +63,7 @@ def look_at(
     here = Path.cwd()
     parts = list(cut([str(path) if path.is_absolute() else f"{here}/{path}" for path in paths]))
     names = list(_names(parts, verify))
+    _elsewhere(parts, names, keep, verify, jobs, engine, poll)
     missing = [not _place(keep, name).is_file() for name in names]
     new = [Path(p) for part, needed in zip(parts, missing, strict=True) if needed for p in part]
     found = inspect_all(new, jobs=jobs, inspect=look)
@@ -67,6 +79,61 @@ def look_at(
         else:
             yield from kept
     _sweep(keep, set(names))
+
+
+@dataclass(frozen=True)
+class Surveying:
+    """What a process of a Ray cluster does: looks at a part, and keeps what it found."""
+
+    verify: Verify
+    keep: Path
+
+    def __call__(self) -> Callable[[tuple[Part, str]], None]:
+        """Give what does it."""
+        return self.do
+
+    def do(self, item: tuple[Part, str]) -> None:
+        """Look at a part, under limits."""
+        part, name = item
+        found = inspect_all([*map(Path, part)], jobs=1, inspect=_LOOKS[self.verify])
+        _save(self.keep, name, list(found))
+
+
+def _elsewhere(
+    parts: Sequence[Part],
+    names: Sequence[str],
+    keep: Path,
+    verify: Verify,
+    jobs: int,
+    engine: Literal["local", "ray"],
+    poll: Callable[[], None],
+) -> None:
+    """Let a cluster, or the processes that torchrun started, fill the folder."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if engine == "local" and world == 1:
+        return
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot be made ({error.strerror})", where=str(keep)) from error
+    items = [item for item in zip(parts, names, strict=True) if not _place(keep, item[1]).is_file()]
+    if engine == "ray" and rank == 0:
+        from w2vtool import engines
+
+        for _ in engines.on_ray(Surveying(verify, keep.absolute()), items, jobs=jobs, poll=poll):
+            pass
+        return
+    if engine == "local":
+        mine = [(part, name) for part, name in items if int(name[:8], 16) % world == rank]
+        found = inspect_all(
+            [Path(path) for part, _ in mine for path in part], jobs=jobs, inspect=_LOOKS[verify]
+        )
+        for part, name in mine:
+            poll()
+            _save(keep, name, list(islice(found, len(part))))
+    while not all(_place(keep, name).is_file() for _, name in items):
+        poll()
+        time.sleep(POLL_SECONDS)
 
 
 def cut(paths: Sequence[str]) -> Iterator[Part]:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import toys
 from works import Squares
 
@@ -85,6 +87,7 @@ def test_a_process_that_dies_costs_its_part_and_no_more(
     assert files(tmp_path / "pool") == here and work.done().count(5) == 2
 
 
+@pytest.mark.slow
 def test_a_row_that_always_kills_ends_the_job_and_leaves_the_rest(tmp_path: Path) -> None:
     work = Squares(tmp_path, deadly=(5,), always=True)
     with pytest.raises(DataError, match="have died 3 times"):
@@ -138,12 +141,14 @@ def test_a_ray_process_that_is_killed_costs_its_part_and_no_more(
     assert files(tmp_path / "ray") == here and work.done().count(5) == 2
 
 
+@pytest.mark.slow
 def test_ray_passes_errors_on(tmp_path: Path, cluster: Any) -> None:
     with pytest.raises(DataError, match="7 cannot be squared") as raised:
         everything(Squares(tmp_path, bad=(7,)), tmp_path / "out", jobs=2, engine="ray")
     assert raised.value.where == "numbers.txt:7"
 
 
+@pytest.mark.slow
 def test_more_processes_than_ray_has_places_do_not_hang(tmp_path: Path, cluster: Any) -> None:
     assert everything(Squares(tmp_path), tmp_path / "out", jobs=5, engine="ray") == WANTED
 
@@ -247,3 +252,45 @@ def test_torchrun_and_a_kill_give_the_same_bytes(tmp_path: Path) -> None:
     for other in (features("two"), features("killed")):
         assert sorted(other) == sorted(wanted)
         assert [name for name in wanted if other[name] != wanted[name]] == []
+
+
+# -- manifests ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """100 recordings, two of which cannot be used, and the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    for number in range(100):
+        tone = np.sin(np.arange(800 + number) / 8).astype("f4") / 3
+        soundfile.write(tmp_path / f"a/{number:03d}.wav", tone, 16_000, subtype="PCM_16")
+    (tmp_path / "a/017.wav").write_bytes(b"no audio")
+    whole = (tmp_path / "a/071.wav").read_bytes()
+    (tmp_path / "a/071.wav").write_bytes(whole[: len(whole) // 2])
+    return tmp_path
+
+
+def test_a_manifest_is_the_same_from_ray_and_from_here(
+    corpus: Path, w2v: Callable[..., Any], cluster: Any
+) -> None:
+    assert w2v("manifest", "a", "--out", "here.jsonl").code == 0
+    done = w2v("manifest", "a", "--out", "ray.jsonl", "--engine", "ray", "--jobs", "2")
+    assert done.code == 0, done.err
+    for ending in (".jsonl", ".jsonl.rejected.jsonl"):
+        assert Path(f"ray{ending}").read_bytes() == Path(f"here{ending}").read_bytes()
+    kept = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.glob("*/*")}
+        for folder in (Path(".here.jsonl.parts"), Path(".ray.jsonl.parts"))
+    ]
+    assert kept[0] and kept[0] == kept[1], "what one engine keeps, another can go on from"
+
+
+def test_processes_of_torchrun_share_the_files_of_a_manifest(
+    corpus: Path, w2v: Callable[..., Any]
+) -> None:
+    assert w2v("manifest", "a", "--out", "here.jsonl").code == 0
+    words = [*COMMAND, "manifest", "a", "--out", "two.jsonl", "--run-dir", "run"]
+    ranks = [subprocess.Popen(words, env=environment(RANK=rank, WORLD_SIZE="2")) for rank in "01"]
+    assert [process.wait(timeout=100) for process in ranks] == [0, 0]
+    assert Path("two.jsonl").read_bytes() == Path("here.jsonl").read_bytes()

@@ -53,6 +53,9 @@ class ManifestConfig(Config):
         "decode reads every file to its end; header is quick, and finds no damage inside of files.",
     )
     jobs: int = knob(2, "Processes that decode audio.", ge=1)
+    engine: Literal["local", "ray"] = knob(
+        "local", "Where they run: on this machine, or on the cluster of RAY_ADDRESS."
+    )
     strict: bool = knob(False, "Fail, and write no manifest, when anything is rejected.")
     case: Literal["upper", "lower", "keep"] = knob(
         "upper", "Case of the transcripts of named corpora."
@@ -79,6 +82,7 @@ def run_manifest(config: ManifestConfig, run: Run) -> dict[str, Any]:
             punctuation=config.punctuation,
             strict=config.strict,
             verify=config.verify,
+            engine=config.engine,
             strict_rate=config.data.strict_rate,
         )
         return _build(build, run)
@@ -196,6 +200,7 @@ TASK = Task(
         "--out": "out",
         "--corpus": "corpus",
         "--jobs": "jobs",
+        "--engine": "engine",
         "--verify": "verify",
         "--strict": "strict",
         "--strict-rate": "data.strict_rate",
