@@ -278,8 +278,8 @@ def build(
     What they found is kept in the folder ``keep``; that, and ``engine``, is of ``survey_parts``.
     Rejected: audio that ``audio.load`` refuses, parts that are not within their file, less than 400
     samples, an id that was there before, and text that needs more CTC frames than the audio has.
-    Silent and duplicate audio is kept, and named. ``on_progress(done, total)`` is called after each candidate, and may raise to
-    stop.
+    Silent and duplicate audio is kept, and named. ``on_progress(done, total)`` is called after each
+    candidate, and may raise to stop.
     """
     built = Built()
     ids: dict[str, Path] = {}
