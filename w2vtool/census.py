@@ -18,9 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from w2vtool.manifest import Utterance, emission_frames
-from w2vtool.text import frames_needed, letters
+from w2vtool.text import BIDI, frames_needed, letters
 
-BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 KEPT = 1000  # ids of each oddity that are kept, of millions that there may be
 RARE = 10  # a letter that stands less often than this in RARE_OF letters is rare
 RARE_OF = 100_000

@@ -67,6 +67,7 @@ class Tasks(TyperGroup):
         """
         name, command, rest = super().resolve_command(ctx, args)
         if isinstance(command, Tasks) and command.short and not _has(command, rest[:1]):
+            commands.refuse_typo(rest[:1], command.commands)
             return name, command.alone(), rest
         return name, (command.real() if isinstance(command, LazyCommand) else command), rest
 

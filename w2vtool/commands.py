@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,17 @@ def light(option: Any) -> Any:
     if option is not None:
         option.default = False
     return option
+
+
+def refuse_typo(words: list[str], actions: Iterable[str]) -> None:
+    """Raise ConfigError for a word that is nearly an action, and no file or folder."""
+    from w2vtool.nodes import did_you_mean
+
+    known = set(actions)
+    for word in filter(str.isalpha, words):
+        hint = did_you_mean(word, known)
+        if "did you mean" in hint and not Path(word).exists():
+            raise ConfigError(f"no action {word!r}, and no such file or folder", hint=hint)
 
 
 def register(app: typer.Typer) -> None:

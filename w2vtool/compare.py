@@ -89,7 +89,7 @@ def _compare(folder: Path, verify: Verify, numbered: Line) -> _Compared:
     marks = (_mark(file), _mark((file, row.offset, row.duration)))
     info = _info(folder / row.audio, row.span)
     if isinstance(info, AudioError):
-        return _Compared([Mismatch(number, row.id, info.reason, _told(info))], None, *marks)
+        return _Compared([Mismatch(number, row.id, info.reason, info.fact)], None, *marks)
     stated = b'"sample_rate"' in line
     reasons = list(_differences(row, info, stated)) or list(_damage(folder, row, verify))
     longer = None
@@ -126,11 +126,7 @@ def _damage(folder: Path, row: Utterance, verify: Verify) -> Iterator[tuple[str,
         try:
             load(folder / row.audio, offset=row.offset, duration=row.duration, span=row.span)
         except AudioError as error:
-            yield error.reason, _told(error)
-
-
-def _told(error: AudioError) -> str:
-    return f"{error.where}: {error.what}"
+            yield error.reason, error.fact
 
 
 def _lost(numbered: Line, code: int) -> _Compared:

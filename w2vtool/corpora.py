@@ -10,27 +10,26 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from w2vtool.errors import DataError
+from w2vtool.errors import DataError, shortened
+from w2vtool.formats.rows import moved
 from w2vtool.layouts import table
 from w2vtool.layouts.detect import detect
 from w2vtool.manifest import (
-    SHOWN_PROBLEMS,
     Built,
     Candidate,
     Rejected,
-    Utterance,
     build,
     write,
     write_lines,
 )
 from w2vtool.rates import refuse_others
 from w2vtool.survey_parts import Verify
-from w2vtool.text import Case, Punctuation, normalize
+from w2vtool.text import DEFAULT_RULES, OddityReport, Rules
 
 
 class Scan(NamedTuple):
@@ -73,6 +72,7 @@ class Report:
     path: Path
     built: Built  # its rows are as written, its rejects those of the scan and of the decoding
     rejects_path: Path | None
+    odd: tuple[str, ...] = ()  # characters that nobody sees, and what became of them
 
     @property
     def seconds(self) -> float:
@@ -118,8 +118,7 @@ def build_manifest(
     *,
     layout: str = table.AUTO,
     jobs: int = 0,
-    case: Case = "upper",
-    punctuation: Punctuation = "keep",
+    rules: Rules = DEFAULT_RULES,
     strict: bool = False,
     verify: Verify = "decode",
     engine: Literal["local", "ray"] = "local",
@@ -130,6 +129,7 @@ def build_manifest(
 
     What was found of the files is kept in ``.<out>.parts``: a second run decodes what is new or
     changed. With ``verify="header"`` only headers are read. Rejects go to ``<out>.rejected.jsonl``.
+    Texts are spelled by ``rules``; the characters that nobody sees are named in the report.
     Audio below the manifest's folder is written as a relative path, so the folder can be moved;
     other audio as an absolute one. DataError when nothing is left, with ``strict`` when anything
     was rejected, with ``strict_rate`` when audio is not at 16 kHz: then no manifest is written.
@@ -138,7 +138,8 @@ def build_manifest(
     if out.suffix != ".jsonl" or out.is_dir():
         raise DataError("a manifest must be a .jsonl file", where=str(out))  # never a transcript
     found = collect(roots, layout)
-    candidates, problems = _with_text(found.candidates, case, punctuation)
+    odd = OddityReport()
+    candidates, problems = _with_text(found.candidates, rules, odd)
     keep = out.with_name(f".{out.name}.parts")
     built = build(
         candidates, jobs=jobs, verify=verify, keep=keep, engine=engine, on_progress=on_progress
@@ -150,28 +151,25 @@ def build_manifest(
     if strict_rate:
         refuse_others(built.resampled, ", ".join(map(str, roots)))
     folder = out.absolute().parent
-    built.rows = [replace(row, audio=_locate(row, folder)) for row in built.rows]
+    built.rows = [moved(row, Path(), folder) for row in built.rows]
     write(out, built.rows)
-    return Report(out, built, rejects_path)
+    return Report(out, built, rejects_path, tuple(odd.lines()))
 
 
 def _with_text(
-    candidates: Iterable[Candidate], case: Case, punctuation: Punctuation
+    candidates: Iterable[Candidate], rules: Rules, odd: OddityReport
 ) -> tuple[list[Candidate], list[Rejected]]:
     kept, problems = [], []
     for candidate in candidates:
         if candidate.text is None:
             kept.append(candidate)
-        elif text := normalize(candidate.text, case, punctuation=punctuation):
+            continue
+        odd.add(candidate.where or candidate.id, candidate.text)
+        if text := rules(candidate.text):
             kept.append(candidate._replace(text=text))
         else:
             problems.append(Rejected(candidate.where, "no-text", "nothing left of its text"))
     return kept, problems
-
-
-def _locate(row: Utterance, folder: Path) -> str:
-    path = Path(row.audio).absolute()
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def _write_rejects(out: Path, rejected: Sequence[Rejected]) -> Path | None:
@@ -188,8 +186,8 @@ def _failure(roots: Sequence[str | Path], built: Built, rejects_path: Path | Non
     if not built.rejected:
         return DataError("no utterances here", where=where, hint="is it the right folder?")
     shown = [f"{item.path}: {item.detail} [{item.reason}]" for item in built.rejected]
-    rest = len(shown) - SHOWN_PROBLEMS
-    lines = [*shown[:SHOWN_PROBLEMS], *([f"… and {rest} more"] if rest > 0 else [])]
     total = len(built.rejected) + len(built.rows)
     head = f"{len(shown)} of {total} rejected" if built.rows else f"all {total} rejected"
-    return DataError("\n  ".join([head, *lines]), where=where, hint=f"all are in {rejects_path}")
+    return DataError(
+        "\n  ".join([head, *shortened(shown)]), where=where, hint=f"all are in {rejects_path}"
+    )

@@ -23,7 +23,7 @@ from w2vtool import corpora, manifest
 from w2vtool.audio import SAMPLE_RATE
 from w2vtool.device import autocast
 from w2vtool.errors import DataError
-from w2vtool.manifest import Manifest, Rejected, Utterance
+from w2vtool.manifest import Built, Manifest, Rejected, Utterance
 from w2vtool.model.encoder import Wav2Vec2, normalize
 from w2vtool.model.heads import CtcModel
 from w2vtool.parts import PART_ROWS
@@ -50,9 +50,9 @@ def open_inputs(
     """
     inputs = list(dict.fromkeys(paths))
     opened = {path: manifest.read(path) for path in inputs if path.suffix == ".jsonl"}
-    listed = known([row for found in opened.values() for row in found.rows])
-    for text in remarks(listed):
-        say(text)
+    listed = Built()
+    for found in opened.values():
+        listed.resampled.update(known(found.rows).resampled)
     scans = _scan([path for path in inputs if path not in opened])
     built = manifest.build([item for scan in scans.values() for item in scan.candidates], jobs=jobs)
     rows = {row.id: replace(row, audio=str(Path(row.audio).absolute())) for row in built.rows}
@@ -66,10 +66,11 @@ def open_inputs(
     _refuse([left_out[path] for path in scans if not opened[path].rows])
     for item in (item for found in left_out.values() for item in found):
         say(f"left out: {item.path}: {item.detail} ({item.reason})")
-    for text in remarks(built):
-        say(text)
     if strict_rate:
         refuse_others(listed.resampled + built.resampled, "the inputs")
+    listed.resampled.update(built.resampled)
+    for text in remarks(replace(built, resampled=listed.resampled)):
+        say(text)
     return [(opened[path], row) for path in inputs for row in opened[path].rows]
 
 

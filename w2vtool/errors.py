@@ -7,6 +7,10 @@ Exit codes: 0 done, 1 a bug in w2vtool, 2 usage or recipe, 3 data, 4 plug-in, 5 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+SHOWN_PROBLEMS = 20  # of a list of problems, those that an error names
+
 
 class UserError(Exception):
     """Something outside of the program is wrong.
@@ -21,12 +25,22 @@ class UserError(Exception):
         super().__init__(what)
         self.what, self.where, self.hint = what, where, hint
 
+    @property
+    def fact(self) -> str:
+        """Where and what, without the hint: one problem of a list."""
+        return f"{self.where}: {self.what}" if self.where else self.what
+
     def __str__(self) -> str:
-        head = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{head}\n  hint: {self.hint}" if self.hint else head
+        return f"{self.fact}\n  hint: {self.hint}" if self.hint else self.fact
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments do not survive a pool
         return (_rebuild, (type(self), self.what, self.where, self.hint))
+
+
+def shortened(problems: Sequence[str]) -> list[str]:
+    """The first 20 problems, and how many more there are."""
+    rest = len(problems) - SHOWN_PROBLEMS
+    return [*problems[:SHOWN_PROBLEMS], *([f"… and {rest} more"] if rest > 0 else [])]
 
 
 def _rebuild(kind: type[UserError], what: str, where: str, hint: str) -> UserError:

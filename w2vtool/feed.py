@@ -15,12 +15,10 @@ from torch import Tensor
 
 from w2vtool.audio import RANGE_SLACK_SECONDS, probe
 from w2vtool.batches import Batch, Collate, load
-from w2vtool.errors import DataError
+from w2vtool.errors import DataError, shortened
 from w2vtool.manifest import Manifest
 from w2vtool.plan import Plan
 from w2vtool.schema import LoopConfig
-
-SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
@@ -153,16 +151,14 @@ def check_files(split: Split) -> None:
         try:
             there = probe(split.manifest.audio_path(row), span=row.span).seconds
         except DataError as error:
-            problems.append(f"{row.id}: {error}")
+            problems.append(f"{row.id}: {error.fact}")
         else:
             wanted = row.offset + row.duration
             if wanted > there + RANGE_SLACK_SECONDS:
                 problems.append(f"{row.id}: {there:.3f} s, the manifest wants {wanted:.3f} s")
     if problems:
-        rest = len(problems) - SHOWN_PROBLEMS
-        shown = [*problems[:SHOWN_PROBLEMS], *([f"… and {rest} more"] if rest > 0 else [])]
         raise DataError(
-            "\n  ".join([f"{len(problems)} utterances cannot be read", *shown]),
+            "\n  ".join([f"{len(problems)} utterances cannot be read", *shortened(problems)]),
             where=str(split.manifest.path),
             hint="repair them, or leave them out of the manifest",
         )

@@ -81,7 +81,8 @@ def prepare(
     if work is None and recipe is not None:
         work = Path("runs") / recipe.label
     work = work.absolute() if work else None
-    config, origins = recipes.build(task.config, section, work=work, flags=task.flags)
+    ways = {**task.flags, task.inputs.upper(): task.inputs}  # how values can be given
+    config, origins = recipes.build(task.config, section, work=work, flags=ways)
     name = step.name if step else ref.name.replace(" ", "-")
     folder = run_dir.absolute() if run_dir else _folder(ref, name, work)
     return Job(ref, task, config, origins, name, work, folder, recipe, tuple(left))

@@ -22,7 +22,7 @@ from w2vtool import views
 from w2vtool.architecture import Architecture
 from w2vtool.audio import SAMPLE_RATE
 from w2vtool.batches import frames_of
-from w2vtool.errors import ConfigError, DataError
+from w2vtool.errors import ConfigError, DataError, shortened
 from w2vtool.manifest import Manifest, Utterance, sha256
 from w2vtool.schema import TextConfig
 from w2vtool.text import (
@@ -32,7 +32,6 @@ from w2vtool.text import (
     has_digits,
     letter_name,
     normalize,
-    shortened,
 )
 from w2vtool.tokens import UNKNOWN, Tokens
 

@@ -27,13 +27,13 @@ from w2vtool.audio import RANGE_SLACK_SECONDS, SAMPLE_RATE, AudioError, load
 from w2vtool.columns import Collector, Rows, open_rows, save, settle
 from w2vtool.errors import DataError
 from w2vtool.rows import Utterance, hashed, parse, value_problem, written
-from w2vtool.scan import SHOWN_PROBLEMS, Ids, OnProgress, checked, lines, raise_problems
+from w2vtool.scan import Ids, OnProgress, checked, lines, raise_problems
 from w2vtool.survey import Inspected
 from w2vtool.survey_parts import Verify, look_at
 from w2vtool.text import frames_needed, letters
 from w2vtool.views import durations
 
-__all__ = ["SHOWN_PROBLEMS", "Utterance"]  # also from here; all other names are this module's own
+__all__ = ["Utterance"]  # also from here; all other names are this module's own
 
 MIN_SAMPLES = 400  # the network's receptive field: one frame
 HOP_SAMPLES = 320
@@ -71,7 +71,8 @@ class Manifest:
             return load(path, offset=row.offset, duration=row.duration, span=row.span).samples
         except AudioError as error:
             place = f"{self.path} ({row.id}): {error.where}"
-            raise DataError(error.what, where=place, hint=error.hint) from error
+            hint = error.hint or f"w2vtool manifest check {self.path} names all such rows"
+            raise DataError(error.what, where=place, hint=hint) from error
 
 
 def read(path: str | Path, *, on_progress: OnProgress | None = None) -> Manifest:

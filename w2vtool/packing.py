@@ -24,13 +24,12 @@ from itertools import islice
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-from w2vtool.errors import ConfigError, DataError, Stopped
+from w2vtool.errors import ConfigError, DataError, Stopped, shortened
 from w2vtool.manifest import Manifest, Utterance, write, write_lines
 from w2vtool.shard_writer import Order, Packed, Packing, pack
 
 FLAC_BYTES_A_SAMPLE = 1.2  # of speech, about: to plan the sizes of shards with
 MEMBER_BYTES = 3072  # headers and padding of a row's members, and the small ones whole
-SHOWN_PROBLEMS = 20
 POLL_SECONDS = 0.2
 _stop: Event | None = None  # of a worker: set when it is to give up
 
@@ -95,10 +94,8 @@ def _changed(now: Utterance, was: Utterance) -> bool:
 
 
 def _cannot_read(where: Path, problems: list[str]) -> DataError:
-    rest = len(problems) - SHOWN_PROBLEMS
-    shown = [*problems[:SHOWN_PROBLEMS], *([f"… and {rest} more"] if rest > 0 else [])]
     return DataError(
-        "\n  ".join([f"{len(problems)} utterances cannot be read", *shown]),
+        "\n  ".join([f"{len(problems)} utterances cannot be read", *shortened(problems)]),
         where=str(where),
         hint="repair them or leave them out of the manifest; shards without them are kept",
     )

@@ -16,10 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from w2vtool.errors import DataError
+from w2vtool.errors import DataError, shortened
 from w2vtool.rows import Utterance, parse, parse_hashed
 
-SHOWN_PROBLEMS = 20
 _BOM = b"\xef\xbb\xbf"
 _ROWS_PER_REPORT = 1 << 16
 
@@ -113,8 +112,5 @@ def raise_problems(path: Path, problems: Sequence[Problem]) -> None:
     hint = "a row needs id, audio (a path) and duration (seconds); see w2vtool manifest --help"
     if len(problems) == 1 and problems[0][0]:
         raise DataError(problems[0][1], where=f"{path}:{problems[0][0]}", hint=hint)
-    first = problems[:SHOWN_PROBLEMS]
-    shown = [f"{path}:{number}: {what}" if number else what for number, what in first]
-    rest = len(problems) - SHOWN_PROBLEMS
-    shown += [f"… and {rest} more"] if rest > 0 else []
+    shown = shortened([f"{path}:{line}: {what}" if line else what for line, what in problems])
     raise DataError("\n  ".join([f"{len(problems)} bad rows", *shown]), where=str(path), hint=hint)

@@ -10,8 +10,7 @@ have no look-around and no back-references; the rest is as in Python.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,21 +101,3 @@ def keep(
                 break
         on_row(index + 1)
     return kept, dropped
-
-
-def some_hours(rows: Iterable[tuple[int, Utterance]], hours: float) -> set[int]:
-    """Indices of always the same random part, by ids: that of ``data.hours`` in a recipe.
-
-    The shuffle does not know how much is asked for, so less is a part of more.
-    """
-    order = sorted(
-        (hashlib.blake2b(row.id.encode(), digest_size=8).digest(), index, row.duration)
-        for index, row in rows
-    )
-    chosen, seconds = set(), 0.0
-    for _, index, duration in order:
-        if seconds >= hours * 3600:
-            break
-        chosen.add(index)
-        seconds += duration
-    return chosen

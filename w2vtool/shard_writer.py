@@ -19,7 +19,15 @@ from urllib.parse import quote
 
 import numpy as np
 
-from w2vtool.audio import EXTENSIONS, SAMPLE_RATE, AudioError, Info, load, probe
+from w2vtool.audio import (
+    EXTENSIONS,
+    RANGE_SLACK_SECONDS,
+    SAMPLE_RATE,
+    AudioError,
+    Info,
+    load,
+    probe,
+)
 from w2vtool.errors import DataError
 from w2vtool.manifest import Utterance
 from w2vtool.shards import KEYS, index
@@ -110,10 +118,11 @@ def _stored(order: Order, packed: Packed) -> Iterator[Stored]:
     for row in order.rows:
         sources.setdefault((row.audio, row.start), []).append(row)
     for rows in sources.values():
-        path, rest = order.folder / rows[0].audio, []
+        path, rest, row = order.folder / rows[0].audio, [], rows[0]
         try:
-            info = probe(path, span=rows[0].span)
+            info = probe(path, span=row.span)
             for row in rows:
+                _check_range(path, row, info)
                 made = _as_flac(path, row, info, order.packing) if order.packing.flac else None
                 if made is None:
                     rest.append(row)
@@ -124,7 +133,15 @@ def _stored(order: Order, packed: Packed) -> Iterator[Stored]:
             if rest:
                 yield Stored(_bytes(path, rows[0]), _ending(path, rows[0]), rest)
         except AudioError as error:
-            packed.problems.append(f"{rows[0].id}: {error}")
+            packed.problems.append(f"{row.id}: {error.fact}")
+
+
+def _check_range(path: Path, row: Utterance, info: Info) -> None:
+    """AudioError for a row that ends after its audio: it would be packed as it is, and not read."""
+    end = row.offset + row.duration
+    if end > info.seconds + RANGE_SLACK_SECONDS:
+        what = f"it has {info.seconds:.3f} s, the manifest wants {end:.3f} s"
+        raise AudioError(what, where=str(path), reason="range")
 
 
 def _as_flac(path: Path, row: Utterance, info: Info, packing: Packing) -> Stored | None:

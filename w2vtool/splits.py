@@ -8,16 +8,13 @@ manifest of an earlier run would be the wrong data, and nothing would tell.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from w2vtool import views
 from w2vtool.audio import SAMPLE_RATE
@@ -30,7 +27,7 @@ from w2vtool.rates import refuse_others
 from w2vtool.run import write_atomic
 from w2vtool.scan import Ids
 from w2vtool.schema import DataConfig
-from w2vtool.text import Case, Punctuation
+from w2vtool.text import DEFAULT_RULES, Rules
 
 SPLITS = ("train", "valid", "test")
 POLL_SECONDS = 0.5
@@ -53,8 +50,7 @@ def build(
     data: DataConfig,
     split: str,
     *,
-    case: Case,
-    punctuation: Punctuation = "keep",
+    rules: Rules,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Build the manifest of a split from its parts of ``data.root``."""
@@ -76,12 +72,11 @@ def build(
         path_of(data, split),
         layout=data.corpus,
         jobs=data.jobs,
-        case=case,
-        punctuation=punctuation,
+        rules=rules,
         strict_rate=data.strict_rate,
         on_progress=on_progress,
     )
-    write_atomic(_source_path(data, split), json.dumps(_source(data, split, case)) + "\n")
+    write_atomic(_source_path(data, split), json.dumps(_source(data, split, rules)) + "\n")
     return report
 
 
@@ -89,7 +84,7 @@ def open_split(
     data: DataConfig,
     split: str,
     *,
-    case: Case = "upper",
+    rules: Rules = DEFAULT_RULES,
     say: Callable[[str], None] = lambda text: None,
     wait: bool = False,
 ) -> Manifest:
@@ -107,19 +102,24 @@ def open_split(
         if paths:
             raise ConfigError(f"data.{split} mixes manifests and parts of a corpus")
         paths = [path_of(data, split)]
-        while wait and not _is_built(data, split, case):
+        while wait and not _is_built(data, split, rules):
             time.sleep(POLL_SECONDS)
-        if not _is_built(data, split, case):
+        if not _is_built(data, split, rules):
             say(f"building {paths[0]} from {', '.join(parts)} in {data.root}")
-            report = build(data, split, case=case)
+            report = build(data, split, rules=rules)
             built = report.built
             if report.rejects_path is not None:
                 say(f"{len(built.rejected)} files rejected, see {report.rejects_path}")
+            for line in report.odd:
+                say(f"warning: {line}")
     found = [_read(path, say) for path in paths]
     opened = found[0] if len(found) == 1 else _join(found)
+    listed = Built()
+    for one in found:  # and not of ``opened``, whose rows may have to be parsed for that
+        listed.resampled.update(known(one.rows).resampled)
     if data.strict_rate:
-        refuse_others(known(opened.rows).resampled, f"data.{split}")
-    for text in remarks(built or known(opened.rows)):
+        refuse_others(listed.resampled, f"data.{split}")
+    for text in remarks(built or listed):
         say(f"{split}: {text}")
     return _subset(opened, data.hours) if split == "train" and data.hours else opened
 
@@ -152,17 +152,18 @@ def known(rows: Sequence[Utterance]) -> Built:
     return Built(resampled=Counter({rate: n for rate, n in found.items() if rate != SAMPLE_RATE}))
 
 
-def _source(data: DataConfig, split: str, case: Case) -> dict[str, object]:
+def _source(data: DataConfig, split: str, rules: Rules) -> dict[str, object]:
     """What the manifest of a split is built from."""
     root = str(data.root.absolute()) if data.root else None
-    return {"root": root, "parts": list(getattr(data, split)), "corpus": data.corpus, "case": case}
+    parts = list(getattr(data, split))
+    return {"root": root, "parts": parts, "corpus": data.corpus, **asdict(rules)}
 
 
 def _source_path(data: DataConfig, split: str) -> Path:
     return path_of(data, split).with_suffix(".source.json")
 
 
-def _is_built(data: DataConfig, split: str, case: Case) -> bool:
+def _is_built(data: DataConfig, split: str, rules: Rules) -> bool:
     """Whether the manifest is there, and made of what is asked for now (if that is known)."""
     if not path_of(data, split).exists():
         return False
@@ -172,7 +173,7 @@ def _is_built(data: DataConfig, split: str, case: Case) -> bool:
         return True  # put there by hand
     except ValueError:
         return False
-    return bool(found == _source(data, split, case))
+    return bool(found == _source(data, split, rules))
 
 
 def _join(manifests: list[Manifest]) -> Manifest:
@@ -196,13 +197,6 @@ def _absolute(row: Utterance, folder: Path) -> Utterance:
 
 
 def _subset(manifest: Manifest, hours: float) -> Manifest:
-    """The first ``hours`` of a fixed shuffle by id; in the order of the manifest."""
-    places = np.fromiter(map(_place, manifest.rows), np.uint64, len(manifest.rows))
-    order = np.argsort(places, kind="stable")
-    before = np.concatenate(([0.0], np.cumsum(manifest.durations[order])[:-1]))
-    rows = views.chosen(manifest.rows, np.sort(order[before < hours * 3600]))
+    """Always the same random part of a manifest, in its order."""
+    rows = views.chosen(manifest.rows, views.some_hours(manifest.rows, hours))
     return Manifest(manifest.path, rows, sha256(rows))
-
-
-def _place(row: Utterance) -> int:
-    return int.from_bytes(hashlib.blake2b(row.id.encode(), digest_size=8).digest(), "big")

@@ -22,16 +22,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from w2vtool.errors import DataError
+from w2vtool.errors import SHOWN_PROBLEMS, DataError, shortened
 
 WORD_END = "|"
 LONGEST_LINE = 1 << 20  # bytes; a transcript that long is a file without line ends
-SHOWN_PROBLEMS = 20
 MOST_MARKS = 30  # accents on one letter
 
 _APOSTROPHES = str.maketrans({"\u2019": "'", "\u02bc": "'", "\uff07": "'"})
 _JOINERS = frozenset("\u200c\u200d")  # spelling in Persian and Hindi, nothing outside words
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _DIGITS = frozenset("0123456789")
 _WHITE = frozenset("\t\n\r\v\f\x1c\x1d\x1e\x1f\x85")  # controls that separate words
 _MARKS = (  # longest first: the one of UTF-32 begins like that of UTF-16
@@ -83,6 +82,9 @@ class Rules:
             f"NFC, {case}, punctuation {marks}, apostrophes {quotes[self.apostrophes]}, "
             "numbers left alone"
         )
+
+
+DEFAULT_RULES = Rules()
 
 
 def normalize(
@@ -247,7 +249,7 @@ class OddityReport:
     def lines(self) -> list[str]:
         """A line for each kind of character, the most frequent first."""
         return [
-            f"{'direction mark ' if letter in _BIDI else ''}{letter_name(letter)}: {count} times, "
+            f"{'direction mark ' if letter in BIDI else ''}{letter_name(letter)}: {count} times, "
             f"{fate}, first in {self.first[letter]}"
             for (letter, fate), count in self.counts.most_common(SHOWN_PROBLEMS)
         ]
@@ -353,12 +355,6 @@ def faulty(path: str | Path, faults: Sequence[Fault]) -> DataError:
         where=str(path),
         hint=first.hint,
     )
-
-
-def shortened(lines: Sequence[str]) -> list[str]:
-    """The first 20 lines, and how many more there are."""
-    rest = len(lines) - SHOWN_PROBLEMS
-    return [*lines[:SHOWN_PROBLEMS], *([f"… and {rest} more"] if rest > 0 else [])]
 
 
 def has_digits(text: str) -> bool:

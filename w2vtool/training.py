@@ -27,7 +27,7 @@ from w2vtool.plan import Plan
 from w2vtool.run import write_atomic
 from w2vtool.schema import DataConfig, LoopConfig, OptimConfig, TextConfig
 from w2vtool.splits import open_split
-from w2vtool.text import Case, Rules
+from w2vtool.text import Rules
 from w2vtool.tokens import Tokens
 
 # What pre-training heard in the paper (§4.2): updates × hours an update, by width of the network.
@@ -157,13 +157,13 @@ def manifests(
     data: DataConfig,
     place: Place,
     *,
-    case: Case,
+    rules: Rules,
     run: Folder,
     names: Iterable[str] = ("train", "valid"),
 ) -> dict[str, Manifest]:
     """The splits that are given, ``train`` always. One process builds what has to be built."""
     return {
-        name: open_split(data, name, case=case, say=run.say, wait=place.rank > 0)
+        name: open_split(data, name, rules=rules, say=run.say, wait=place.rank > 0)
         for name in names
         if getattr(data, name) or name == "train"
     }

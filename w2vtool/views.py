@@ -6,6 +6,7 @@ nothing is held for all rows but numbers. Short lists stay lists. All can be sen
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import overload
@@ -138,3 +139,18 @@ def joined(parts: Sequence[Sequence[Utterance]]) -> Sequence[Utterance]:
     if all(isinstance(part, list) for part in parts):
         return [row for part in parts for row in part]
     return Joined(parts)
+
+
+def some_hours(rows: Sequence[Utterance], hours: float) -> np.ndarray:
+    """Numbers (int64 ``[M]``, rising) of always the same random part of the rows, by their ids.
+
+    The shuffle does not know how much is asked for, so less is a part of more.
+    """
+    places = np.fromiter(map(_place, rows), np.uint64, len(rows))
+    order = np.argsort(places, kind="stable")
+    before = np.concatenate(([0.0], np.cumsum(durations(rows)[order])[:-1]))
+    return np.sort(order[before < hours * 3600])
+
+
+def _place(row: Utterance) -> int:
+    return int.from_bytes(hashlib.blake2b(row.id.encode(), digest_size=8).digest(), "big")

@@ -49,6 +49,17 @@ def test_the_word_of_an_action_wins_and_a_path_is_a_folder(corpus: Path, w2v: Cl
     assert w2v("manifest", "check", "--out", "c.jsonl").code == 2  # the action, without a manifest
 
 
+def test_a_word_that_is_nearly_an_action_is_said_to_be(corpus: Path, w2v: Cli) -> None:
+    done = w2v("manifest", "stat", "a.jsonl")
+    assert (done.code, "no action 'stat'" in done.err) == (2, True)
+    assert "did you mean 'stats'?" in done.err
+    (corpus / "stat").mkdir()
+    assert "no action" not in w2v("manifest", "stat", "--out", "a.jsonl").err
+    done = w2v("manifest", "./checks", "--out", "a.jsonl")
+    assert (done.code, "no such file or folder" in done.err) == (3, True)
+    assert "give MANIFEST or manifest=…" in w2v("manifest", "check").err
+
+
 def test_help_of_the_short_form_names_the_actions(w2v: Cli) -> None:
     out = w2v("manifest", "--help").out
     assert "Example:\n    w2vtool manifest " in out

@@ -12,6 +12,7 @@ import soundfile
 
 from w2vtool import corpora, manifest
 from w2vtool.errors import ConfigError, DataError
+from w2vtool.text import Rules
 
 
 def clip(path: Path, seconds: float = 0.5, *, hertz: float = 300) -> Path:
@@ -224,10 +225,22 @@ def test_building_twice_gives_the_same_bytes(librispeech: Path, tmp_path: Path) 
 def test_case_and_punctuation_follow_the_request(table: Path) -> None:
     (table / "transcripts.tsv").write_text("audio/a.wav\tOne, two!\naudio/b.flac\t...\n")
     out = table / "data.jsonl"
-    report = corpora.build_manifest([table], out, case="lower", punctuation="drop")
+    report = corpora.build_manifest([table], out, rules=Rules("lower", "drop"))
     assert [row.text for row in report.built.rows] == ["one two"]
     (reject,) = report.built.rejected
     assert (Path(reject.path).name, reject.reason) == ("transcripts.tsv:2", "no-text")
+
+
+def test_characters_that_nobody_sees_are_named_before_they_are_removed(table: Path) -> None:
+    text = "audio/a.wav\tone\u200b two\x07\naudio/b.flac\tthree\n"
+    (table / "transcripts.tsv").write_text(text, encoding="utf-8")
+    report = corpora.build_manifest([table], table / "data.jsonl")
+    assert [row.text for row in report.built.rows] == ["ONE TWO", "THREE"]
+    assert len(report.odd) == 2
+    assert "(U+200B ZERO WIDTH SPACE): 1 times, removed, first in" in report.odd[0]
+    assert "transcripts.tsv:1:4" in report.odd[0]
+    (table / "transcripts.tsv").write_text("audio/a.wav\tone two\n", encoding="utf-8")
+    assert corpora.build_manifest([table], table / "data.jsonl").odd == ()
 
 
 def test_rejects_are_written_in_full_and_a_clean_build_removes_the_old_list(table: Path) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from w2vtool import manifest, training
 from w2vtool.batches import Batch
-from w2vtool.errors import DataError
-from w2vtool.feed import SHOWN_PROBLEMS, BinNumbers, Split, check_files, deal
+from w2vtool.errors import SHOWN_PROBLEMS, DataError
+from w2vtool.feed import BinNumbers, Split, check_files, deal
 from w2vtool.schema import LoopConfig
 
 

@@ -479,3 +479,23 @@ def test_audio_inside_of_archives_is_refused_where_only_files_are_read(
 ) -> None:
     row = Utterance("x", "/x.tar", 1.0, start=1, length=2)
     assert "row 'x': its audio lies inside of /x.tar" in refusal(tmp_path, row, kind, name)
+
+
+@pytest.mark.parametrize("kind", ["nemo", "csv", "hf", "fairseq"])
+def test_a_sample_rate_that_is_not_given_is_that_of_the_file(tmp_path: Path, kind: str) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(800, np.float32), 8_000)
+    texts = {
+        "nemo": ("in.jsonl", '{"audio_filepath": "a.wav", "duration": 0.1}\n'),
+        "csv": ("in.csv", "audio,duration\na.wav,0.1\n"),
+        "hf": ("metadata.csv", "file_name,duration\na.wav,0.1\n"),
+        "fairseq": ("in.tsv", f"{tmp_path}\na.wav\t1600\n"),
+    }
+    name, text = texts[kind]
+    (tmp_path / name).write_text(text)
+    source = tmp_path if kind == "hf" else tmp_path / name
+    [row] = convert.read(source, kind)
+    assert (row.sample_rate, row.duration) == (8_000, 0.1)
+    (tmp_path / "a.wav").rename(tmp_path / "gone.wav")
+    if kind != "hf":
+        [row] = convert.read(source, kind)
+        assert row.sample_rate == 16_000

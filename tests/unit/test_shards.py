@@ -226,6 +226,22 @@ def test_every_row_that_cannot_be_read_is_named_and_the_other_shards_are_kept(
         pack(source, files.folder / "other")
 
 
+@pytest.mark.parametrize("packing", [AS_IS, FLAC])
+def test_a_part_that_ends_after_its_recording_is_named_and_not_packed(
+    files: Files, packing: Packing
+) -> None:
+    source = files.manifest()
+    first = source.rows[0]
+    parts = [replace(first, id=f"part {n}", offset=0.25 * n, duration=0.25) for n in range(2)]
+    beyond = replace(first, id="beyond", offset=0.5, duration=first.duration)
+    files = replace(source, rows=[*parts, beyond])
+    with pytest.raises(DataError) as caught:
+        pack(files, source.path.parent / "out", packing)
+    head, *lines = caught.value.what.splitlines()
+    assert head == "1 utterances cannot be read"
+    assert [line.partition(":")[0].strip() for line in lines] == ["beyond"]
+
+
 def test_a_disk_without_room_is_found_before_work_begins(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:

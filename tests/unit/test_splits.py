@@ -15,6 +15,7 @@ from w2vtool import manifest, splits
 from w2vtool.errors import ConfigError, DataError
 from w2vtool.manifest import Utterance
 from w2vtool.schema import DataConfig
+from w2vtool.text import Rules
 
 
 def recordings(folder: Path, count: int = 2, rate: int = 16_000, channels: int = 1) -> Path:
@@ -90,10 +91,37 @@ def test_a_manifest_of_something_else_is_built_again(tmp_path: Path, change: str
     data = config(tmp_path, root=tmp_path / "corpus", train=("clean",))
     assert len(splits.open_split(data, "train").rows) == 2
     if change == "case":
-        assert splits.open_split(data, "train", case="lower").rows[0].text == "one two"
+        assert splits.open_split(data, "train", rules=Rules("lower")).rows[0].text == "one two"
         return
     different = {"root": tmp_path / "elsewhere"} if change == "root" else {"train": ("other",)}
     assert len(splits.open_split(data.model_copy(update=different), "train").rows) == 3
+
+
+@pytest.mark.parametrize("rules", [Rules(punctuation="drop"), Rules(apostrophes="space")])
+def test_training_takes_the_manifest_that_was_built_by_its_rules(
+    tmp_path: Path, rules: Rules
+) -> None:
+    folder = recordings(tmp_path / "corpus" / "clean", 1)
+    (folder / "transcripts.tsv").write_text("0.wav\tdon't, do\n")
+    data = config(tmp_path, root=tmp_path / "corpus", train=("clean",))
+    built = splits.build(data, "train", rules=rules)
+    said: list[str] = []
+    opened = splits.open_split(data, "train", rules=rules, say=said.append)
+    assert said == []
+    assert opened.sha256 == manifest.sha256(built.built.rows)
+    assert opened.rows[0].text == rules("don't, do")
+    other = splits.open_split(data, "train", say=said.append)  # other rules, another manifest
+    assert said[0].startswith("building ")
+    assert other.rows[0].text == "DON'T, DO"
+
+
+def test_building_a_split_names_characters_that_nobody_sees(tmp_path: Path) -> None:
+    folder = recordings(tmp_path / "corpus" / "clean", 1)
+    (folder / "transcripts.tsv").write_text("0.wav\tone\u200btwo\n", encoding="utf-8")
+    data = config(tmp_path, root=tmp_path / "corpus", train=("clean",))
+    said: list[str] = []
+    splits.open_split(data, "train", say=said.append)
+    assert [line for line in said if "U+200B" in line and "transcripts.tsv:1:4" in line]
 
 
 def test_a_manifest_that_was_put_there_is_taken(tmp_path: Path) -> None:
@@ -146,7 +174,7 @@ def test_a_process_that_waits_leaves_the_scan_to_another(
     thread.start()
     time.sleep(0.1)
     assert not found
-    splits.build(data, "train", case="upper")
+    splits.build(data, "train", rules=Rules())
     thread.join(10)
     assert found == [2]
     assert said == []

@@ -15,11 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from w2vtool.decoder.lm import LanguageModel
-from w2vtool.errors import DataError
+from w2vtool.errors import DataError, shortened
 from w2vtool.text import WORD_END, letter_name
 from w2vtool.tokens import Tokens
-
-_SHOWN = 20  # problems listed in one error
 
 
 class Lexicon(NamedTuple):
@@ -185,9 +183,8 @@ def _build(rows: Iterable[tuple[str, str]], tokens: Tokens) -> Lexicon:
         else:
             entries[word, spelling] = None
     if problems:
-        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise DataError(
-            "\n  ".join(["words that cannot be spelled", *problems[:_SHOWN], *more]),
+            "\n  ".join(["words that cannot be spelled", *shortened(problems)]),
             hint=f"the tokens' letters are {' '.join(letter_ids(tokens))}",
         )
     return Lexicon(tuple(word for word, _ in entries), tuple(spelling for _, spelling in entries))

@@ -153,7 +153,9 @@ def write(path: Path, rows: Rows, options: Options, *, force: bool = False) -> C
         first.setdefault(row.audio, row.id)
     parted = len(first) < len(kept) or any(row.offset for row in kept)
     with replacing(path.absolute(), HEAD, FILES, force=force) as stage:
-        carrier.finish("rename them in the source; Kaldi has no quoting, and does not unpack")
+        carrier.finish(
+            "rename ids and speakers in the source (Kaldi has no quoting); unpack archives"
+        )
         recordings = sorted((recording, audio) for audio, recording in first.items())
         write_text(stage / HEAD, (f"{key} {audio}" for key, audio in recordings))
         if parted:

@@ -23,7 +23,7 @@ from w2vtool.formats.rows import (
     Options,
     Rows,
     extra_of,
-    length_of,
+    header_of,
     replacing,
 )
 from w2vtool.manifest import Utterance
@@ -98,7 +98,7 @@ def write(path: Path, rows: Rows, options: Options, *, force: bool = False) -> C
         nonlocal unknown, several
         for row in rows:
             if carrier.check(row):
-                info = length_of(row, found)
+                info = header_of(row, found)
                 unknown += info is None
                 several += info is not None and info.channels > 1
                 yield json_rows.dump(_cut(row, info))

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from w2vtool.audio import SAMPLE_RATE, AudioError, Info, probe
-from w2vtool.errors import ConfigError, DataError
-from w2vtool.manifest import SHOWN_PROBLEMS, Utterance
+from w2vtool.errors import SHOWN_PROBLEMS, ConfigError, DataError
+from w2vtool.manifest import Utterance
 
 CORE = frozenset(("audio", "duration", "text"))  # what every format carries
 OURS = (  # the keys of a row, in the order in which they are written
@@ -71,6 +71,7 @@ class Checks:
         self.problems: list[str] = []
         self.bad = 0
         self._seen: dict[str, str] = {}
+        self._last: dict[str, Info | None] = {}  # what the file of the last row is
 
     def problem(self, where: str, what: str) -> None:
         """Note a problem; the pass goes on, ``finish`` raises."""
@@ -79,7 +80,11 @@ class Checks:
             self.problems.append(f"{where}: {what}")
 
     def row(self, where: str, audio: Any, **given: Any) -> Utterance | None:
-        """The row, with an absolute audio path; None when it is bad or its id was there before."""
+        """The row, with an absolute audio path; None when it is bad or its id was there before.
+
+        A sample rate that is not given is that of the file's header, if the file is here: what is
+        only supposed to be 16 kHz would pass ``strict_rate``.
+        """
         if not isinstance(audio, str) or not audio or _CONTROL.search(audio):
             self.problem(where, f"audio is {str(audio)[:60]!r}, not a path")
             return None
@@ -93,7 +98,11 @@ class Checks:
         for what in found:
             self.problem(where, what)
         self._seen.setdefault(row.id if isinstance(row.id, str) else "", where)
-        return None if found else row
+        if found:
+            return None
+        if "sample_rate" not in given and (info := header_of(row, self._last)):
+            row = replace(row, sample_rate=info.sample_rate)
+        return row
 
     def measured(self, where: str, audio: str) -> Info | None:
         """What the header of an audio file says, where the format does not say how long it is."""
@@ -263,15 +272,16 @@ def moved(row: Utterance, source: Path, out: Path) -> Utterance:
     return replace(row, audio=relative(audio, out.absolute()))
 
 
-def length_of(row: Utterance, found: dict[str, Info | None]) -> Info | None:
+def header_of(row: Utterance, found: dict[str, Info | None]) -> Info | None:
     """What the file of a row is, from its header; None where it is not here or cannot be read."""
-    if row.audio not in found:
+    key = f"{row.audio} {row.span}"
+    if key not in found:
         found.clear()  # rows of one file stand together; all files of a corpus are too many to keep
         try:
-            found[row.audio] = probe(row.audio)
+            found[key] = probe(row.audio, span=row.span)
         except AudioError:
-            found[row.audio] = None
-    return found[row.audio]
+            found[key] = None
+    return found[key]
 
 
 @contextlib.contextmanager

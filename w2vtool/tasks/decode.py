@@ -225,6 +225,7 @@ def first_words(path: Path) -> list[str]:
 def open_rows(config: DecodeConfig, run: Run) -> list[Job]:
     """The rows of the inputs, or of the recipe's split."""
     from w2vtool import emissions, splits
+    from w2vtool.text import Rules
 
     if config.inputs:
         return emissions.open_inputs(
@@ -237,7 +238,7 @@ def open_rows(config: DecodeConfig, run: Run) -> list[Job]:
         raise ConfigError(
             "nothing to transcribe", hint="name audio files, folders or manifests (.jsonl)"
         )
-    opened = splits.open_split(config.data, config.split, case=config.text.case, say=run.say)
+    opened = splits.open_split(config.data, config.split, rules=Rules.of(config.text), say=run.say)
     return [(opened, row) for row in opened.rows]
 
 

@@ -82,7 +82,7 @@ def finetune_ctc(config: FinetuneConfig, run: Run) -> dict[str, Any]:
 
     text, rules = config.text, Rules.of(config.text)
     with training.start(config.loop, run) as place:
-        opened = training.manifests(config.data, place, case=rules.case, run=run)
+        opened = training.manifests(config.data, place, rules=rules, run=run)
         run.say(f"text.rules: {rules}")
         spelled = {name: labels.spell(found, rules, run.say) for name, found in opened.items()}
         tokens = training.tokens(text, spelled["train"], config.model.init)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from w2vtool.run import Run
 
 SHOWN_REJECTS = 20
+SHOWN_LETTERS = 60
 WARNINGS = {"clipped": "clipped samples", "dc-offset": "a DC offset"}  # docs/audio.md
 
 
@@ -68,6 +69,7 @@ class ManifestConfig(Config):
 def run_manifest(config: ManifestConfig, run: Run) -> dict[str, Any]:
     """Build the manifest, or those of a recipe's splits; print and return what is in them."""
     from w2vtool import corpora, splits
+    from w2vtool.text import Rules
 
     if config.roots:
         if config.out is None:
@@ -78,8 +80,7 @@ def run_manifest(config: ManifestConfig, run: Run) -> dict[str, Any]:
             config.out,
             layout=config.corpus,
             jobs=config.jobs,
-            case=config.case,
-            punctuation=config.punctuation,
+            rules=Rules(config.case, config.punctuation),
             strict=config.strict,
             verify=config.verify,
             engine=config.engine,
@@ -92,8 +93,8 @@ def run_manifest(config: ManifestConfig, run: Run) -> dict[str, Any]:
     data = config.data
     if "jobs" in config.model_fields_set:
         data = data.model_copy(update={"jobs": config.jobs})
-    rules: dict[str, Any] = {"case": config.text.case, "punctuation": config.text.punctuation}
-    return {name: _build(partial(splits.build, data, name, **rules), run) for name in named}
+    rules = Rules.of(config.text)
+    return {name: _build(partial(splits.build, data, name, rules=rules), run) for name in named}
 
 
 def _has_parts(data: DataConfig, split: str) -> bool:
@@ -110,8 +111,9 @@ def _build(build: Callable[..., Report], run: Run) -> dict[str, Any]:
         def on_progress(done: int, total: int) -> None:
             if run.stop.signal is not None:
                 raise Stopped(run.stop.signal)
-            if not bars:  # only now is known how many files there are
-                bars.append(stack.enter_context(run.progress(total, "looking at audio", "files")))
+            if not bars:  # only now is known how many there are
+                bar = run.progress(total, "looking at audio", "utterances")
+                bars.append(stack.enter_context(bar))
             bars[0].update(done)
 
         report = build(on_progress=on_progress)
@@ -152,7 +154,7 @@ def _summary(report: Report) -> dict[str, Any]:
 
 def _print(report: Report, summary: dict[str, Any], run: Run) -> None:
     built, lengths = report.built, summary["seconds"]
-    letters = f"{len(report.letters)}: {''.join(summary['letters'])}" if report.letters else "–"
+    letters = f"{len(report.letters)}: {_some(summary['letters'])}" if report.letters else "–"
     hours = f"{report.seconds / 3600:.2f} h" if report.seconds >= 360 else f"{report.seconds:.1f} s"
     rows = [
         ("utterances", f"{summary['utterances']:,}"),
@@ -177,6 +179,8 @@ def _print(report: Report, summary: dict[str, Any], run: Run) -> None:
     if built.duplicates:
         twins = [f"{one} = {other}" for one, other in built.duplicates]
         run.say(f"{_count(len(twins), 'file')} with the same audio as another: {_first(twins)}")
+    for line in report.odd:
+        run.say(f"warning: {line}")
     if built.rejected:
         shown = [(item.path, item.reason, item.detail) for item in built.rejected[:SHOWN_REJECTS]]
         more = len(built.rejected) - len(shown)
@@ -187,6 +191,11 @@ def _print(report: Report, summary: dict[str, Any], run: Run) -> None:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _some(letters: str) -> str:
+    """Letters apart from one another; of a language with thousands, the first."""
+    return " ".join(letters[:SHOWN_LETTERS]) + (" …" if len(letters) > SHOWN_LETTERS else "")
 
 
 def _first(names: list[str]) -> str:

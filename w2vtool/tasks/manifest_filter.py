@@ -52,7 +52,9 @@ class FilterConfig(Config):
 
 def manifest_filter(config: FilterConfig, run: Run) -> dict[str, Any]:
     """Choose, write, report."""
-    from w2vtool import manifest, selection
+    import numpy as np
+
+    from w2vtool import manifest, selection, views
 
     chosen = conditions(config)
     if not chosen and config.hours is None:
@@ -68,11 +70,11 @@ def manifest_filter(config: FilterConfig, run: Run) -> dict[str, Any]:
 
         kept, dropped = selection.keep(source.rows, chosen, on_row)
     if config.hours is not None:
-        left = ((i, source.rows[i]) for i in kept.nonzero()[0].tolist())
-        some = selection.some_hours(left, config.hours)
-        gone = [i for i in kept.nonzero()[0].tolist() if i not in some]
+        left = kept.nonzero()[0]
+        some = left[views.some_hours(views.chosen(source.rows, left), config.hours)]
+        gone = np.setdiff1d(left, some)
         kept[gone] = False
-        seconds = sum(source.rows[i].duration for i in gone)
+        seconds = float(source.durations[gone].sum())
         dropped[f"{config.hours:g} h of it"] = selection.Dropped(len(gone), seconds)
     shown = [(name, f"{d.rows:,}", f"{d.seconds / 3600:.3f}") for name, d in dropped.items()]
     if not kept.any():

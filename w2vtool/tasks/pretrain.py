@@ -50,6 +50,7 @@ def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
     from w2vtool import training
     from w2vtool.batches import pretrain_batch
     from w2vtool.objectives import Contrastive
+    from w2vtool.text import Rules
 
     with training.start(config.loop, run) as place:
         start = training.initial(config.model, "pretrain")
@@ -60,7 +61,7 @@ def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
             mask=config.mask,
             max_seconds=config.loop.max_seconds,
         )
-        manifests = training.manifests(config.data, place, case=config.text.case, run=run)
+        manifests = training.manifests(config.data, place, rules=Rules.of(config.text), run=run)
         return training.fit(
             run,
             place,

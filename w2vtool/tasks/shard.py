@@ -77,7 +77,7 @@ def shard(config: ShardConfig, run: Run) -> dict[str, Any]:
     }
     run.note(manifest=str(packed.path), manifest_sha256=packed.sha256)
     rows = {
-        "shards": f"{found.shards:,} of {found.bytes / 1e6:,.0f} MB in all",
+        "shards": f"{found.shards:,}, {_size(found.bytes)} in all",
         "utterances": f"{len(packed.rows):,}",
         "encoded as FLAC here": f"{found.encoded:,}",
         "rounded to 16 bits": f"{found.rounded:,}",
@@ -125,6 +125,11 @@ def _bytes(size: str) -> int:
     if not found or found[2].upper() not in UNITS or not float(found[1]):
         raise ConfigError(f"size is {size!r}", hint="such as 512MB, 1GB or 256MiB")
     return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+def _size(count: int) -> str:
+    """Bytes for people: ``0.3 MB``, ``512 MB``, ``51.2 GB``."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
 
 
 TASK = Task(

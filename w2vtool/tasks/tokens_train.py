@@ -113,7 +113,7 @@ def sentences(config: TokensTrainConfig, run: Run, odd: OddityReport) -> Iterato
         if not config.data.train:
             hint = "name manifests (.jsonl) or text files, or a recipe with data.train"
             raise ConfigError("no text given", hint=hint)
-        opened = splits.open_split(config.data, "train", case=rules.case, say=run.say)
+        opened = splits.open_split(config.data, "train", rules=rules, say=run.say)
         for row in opened.rows:
             odd.add(f"{opened.path} ({row.id})", row.text or "")
             yield Sentence(rules(row.text or ""), row.duration)
