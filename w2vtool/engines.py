@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 Engine = Literal["local", "ray"]
 Tick = Callable[[int], None]
 T = TypeVar("T")
-ATTEMPTS = 3  # pools that may lose a process before the job ends
+ATTEMPTS = 3  # pools, and processes of one part on Ray, that may die before the job ends
 POLL_SECONDS = 0.5  # how soon a signal is heard
 
 
@@ -68,6 +68,7 @@ def run(
         for part in parts if rank == 0 else ():
             lines = read(folder, part)
             if lines is None:
+                part.path(folder).unlink(missing_ok=True)  # its first line may look finished
                 what = "a finished part has gone, or does not show what was written"
                 raise DataError(what, where=str(part.path(folder)), hint="run the command again")
             yield lines
@@ -277,7 +278,10 @@ def on_ray(
     ray = _ray()
     threads = 1 if gpus else max(1, len(os.sched_getaffinity(0)) // jobs)
     actor = ray.remote(
-        num_cpus=1 if gpus else threads, num_gpus=gpus, max_restarts=-1, max_task_retries=-1
+        num_cpus=1 if gpus else threads,
+        num_gpus=gpus,
+        max_restarts=-1,
+        max_task_retries=ATTEMPTS - 1,  # of one part: what always kills would go on for ever
     )(_Actor)
     actors = [actor.remote(start, threads) for _ in range(min(jobs, len(items)))]
     waiting: dict[Any, tuple[Any, int]] = {a.ready.remote(): (a, -1) for a in actors}
@@ -307,7 +311,10 @@ def _get(ray: Any, reference: Any) -> None:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayActorError as error:
-        raise DataError(f"a process of the Ray cluster cannot start: {error}") from error
+        raise DataError(
+            f"a process of the Ray cluster cannot start, or has died {ATTEMPTS} times: {error}",
+            hint="out of memory? lower batch_seconds; what is done is kept",
+        ) from error
 
 
 def _ray() -> Any:

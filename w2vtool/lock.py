@@ -61,7 +61,10 @@ class Lock:
         self._file.close()
 
     def _flock(self) -> IO[str]:
-        file = self.path.open("a+", encoding="utf-8")
+        try:
+            file = self.path.open("a+", encoding="utf-8")
+        except FileNotFoundError:
+            raise self._moved() from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -71,7 +74,17 @@ class Lock:
             raise self._taken(owner) from None
         except OSError:  # a file system without locks: the stamp has to do
             self._flocked = False
+        if not self._here(file):
+            file.close()
+            raise self._moved()
         return file
+
+    def _here(self, file: IO[str]) -> bool:
+        """Whether the file is still at its path: a folder may have been moved meanwhile."""
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def _watch(self, say: Callable[[str], None]) -> None:
         """Return when nobody that flock would not show stamps the file."""
@@ -95,6 +108,10 @@ class Lock:
         while not self._end.wait(BEAT_SECONDS):
             with contextlib.suppress(OSError):  # the folder was moved away, or the disk is gone
                 os.utime(self._file.fileno())
+
+    def _moved(self) -> ConfigError:
+        what, hint = "another run began here at the same time", "choose another --run-dir"
+        return ConfigError(what, where=str(self.path.parent), hint=hint)
 
     def _taken(self, owner: str) -> ConfigError:
         hint = "wait for it, stop it, or choose another --run-dir"

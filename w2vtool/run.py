@@ -187,8 +187,13 @@ class Run:
             hint = "choose another --run-dir, or move what is there"
             raise ConfigError(f"not a run folder, and not empty: {folder}", hint=hint)
         if old is not None and not self.resume:
-            Lock(folder, self.say).close()  # raises if a live process has it
-            _move_away(folder, old)
+            # raises if a live process has it; held until it is moved, or two that begin at once
+            # would both move what is there: the later one the new folder of the earlier
+            older = Lock(folder, self.say)
+            try:
+                _move_away(folder, old)
+            finally:
+                older.close()
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(folder, self.say)
         self._facts = {**self._provenance(), **self._facts}
@@ -318,9 +323,11 @@ def jsonable(value: Any) -> Any:
 
 
 def _handler(stop: Stop, polled: Callable[[], bool]) -> Callable[[int, FrameType | None], None]:
-    """A handler that only sets flags, if the task looks at them; else, or asked twice, it ends.
+    """A handler that only sets flags, if the task looks at them; else it ends.
 
-    A child made by fork inherits it: there SIGTERM ends the child, SIGINT is left to the parent.
+    So does a second Ctrl-C. Why not a second SIGTERM: it is no other wish, but what comes where a
+    launcher passes on what its processes got as well (systemd, ``scancel --full``), and would end
+    the save that the first one asked for. A child made by fork inherits it: there SIGTERM ends the child, SIGINT is left to the parent.
     """
     owner = os.getpid()
 
@@ -330,8 +337,8 @@ def _handler(stop: Stop, polled: Callable[[], bool]) -> Callable[[int, FrameType
                 os._exit(128 + number)
         elif number == signal.SIGUSR1:
             stop.save = True
-        elif polled() and stop.signal is None:
-            stop.signal = number
+        elif polled() and (stop.signal is None or number == signal.SIGTERM):
+            stop.signal = stop.signal or number
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:

@@ -79,6 +79,19 @@ def test_what_is_done_is_not_done_again(here: dict[str, bytes], tmp_path: Path) 
     assert files(tmp_path / "here") == here
 
 
+def test_a_damaged_part_is_made_again_by_the_next_run(
+    here: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Its first line says that it is finished; the others are only looked at in the end."""
+    path = tmp_path / "here/part-000003.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DataError, match="a finished part has gone") as raised:
+        everything(Squares(tmp_path), tmp_path / "here")
+    assert raised.value.hint == "run the command again"
+    assert everything(Squares(tmp_path), tmp_path / "here") == WANTED
+    assert files(tmp_path / "here") == here
+
+
 def test_a_process_that_dies_costs_its_part_and_no_more(
     here: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -139,6 +152,14 @@ def test_a_ray_process_that_is_killed_costs_its_part_and_no_more(
     work = Squares(tmp_path, deadly=(5,))
     assert everything(work, tmp_path / "ray", jobs=2, engine="ray") == WANTED
     assert files(tmp_path / "ray") == here and work.done().count(5) == 2
+
+
+@pytest.mark.slow
+def test_a_row_that_always_kills_ends_the_job_on_ray_too(tmp_path: Path, cluster: Any) -> None:
+    work = Squares(tmp_path, deadly=(5,), always=True)
+    with pytest.raises(DataError, match="has died 3 times"):
+        everything(work, tmp_path / "ray", jobs=2, engine="ray")
+    assert work.done().count(5) == 3 and "part-000002.jsonl" not in files(tmp_path / "ray")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from w2vtool import corpora, manifest
 from w2vtool.layouts import audiobooks, meetings, segments, timit
 from w2vtool.layouts.detect import detect
 from w2vtool.manifest import Candidate
+from w2vtool.text import Rules
 
 GIGA = "GigaSpeech.json"
 STM = "AnneSpeaker0_2010"
@@ -239,7 +240,7 @@ def test_a_manifest_holds_what_was_found_and_its_audio_can_be_read(
 ) -> None:
     roots = [f"{made(name)}/{part}" for part in BUILT[name]]
     found = corpora.collect(roots, name).candidates
-    corpora.build_manifest(roots, tmp_path / "data.jsonl", layout=name, case="keep")
+    corpora.build_manifest(roots, tmp_path / "data.jsonl", layout=name, rules=Rules("keep"))
     built = manifest.read(tmp_path / "data.jsonl")
     assert [row.id for row in built.rows] == [item.id for item in found]
     for row, item in zip(built.rows, found, strict=True):

@@ -87,3 +87,25 @@ def test_without_flock_the_stamp_keeps_a_second_process_out(
         Lock(tmp_path)
     first.close()
     Lock(tmp_path).close()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_that_is_moved_away_meanwhile_is_not_taken(
+    again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock would be that of a folder elsewhere, whether or not there is a new one."""
+    folder, real = tmp_path / "toy", lock.fcntl.flock
+    folder.mkdir()
+
+    def late(*args: Any) -> None:
+        folder.rename(tmp_path / "older")
+        if again:
+            folder.mkdir()
+            (folder / ".lock").touch()
+        real(*args)
+
+    monkeypatch.setattr(lock.fcntl, "flock", late)
+    with pytest.raises(ConfigError, match="another run began here at the same time"):
+        Lock(folder)
+    monkeypatch.setattr(lock.fcntl, "flock", real)
+    Lock(tmp_path / "older").close()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from w2vtool import run as runs
 from w2vtool.errors import ConfigError, DataError, Stopped
 from w2vtool.run import Run, file_sha256, jsonable, record, write_atomic
 
@@ -162,6 +163,29 @@ def test_what_is_said_and_logged_is_in_the_log(tmp_path: Path, capsys: Any) -> N
     assert logging.getLogger().handlers == handlers
 
 
+def test_while_an_older_run_is_moved_away_nobody_else_gets_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else both move what is there: the later one the folder that the earlier one just made."""
+    with Run("toy", tmp_path / "toy") as run:
+        assert run.folder
+    real = runs._move_away
+
+    def move(folder: Path, old: Any) -> None:
+        monkeypatch.setattr(runs, "_move_away", real)
+        with (
+            pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"),
+            Run("toy", tmp_path / "toy") as second,
+        ):
+            assert second.folder
+        real(folder, old)
+
+    monkeypatch.setattr(runs, "_move_away", move)
+    with Run("toy", tmp_path / "toy") as first:
+        assert facts(first.folder)["status"] == "running"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 # -- signals ----------------------------------------------------------------------------------
 
 
@@ -173,10 +197,21 @@ def test_a_task_that_looks_at_stop_is_only_told(tmp_path: Path) -> None:
         assert stop.save and stop.signal is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signal == signal.SIGTERM
-        with pytest.raises(SystemExit):  # asked twice: at once
-            os.kill(os.getpid(), signal.SIGTERM)
-            signal.pause()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_ctrl_c_ends_at_once_and_a_second_sigterm_lets_the_task_save(
+    tmp_path: Path,
+) -> None:
+    """A launcher that was told, too, passes it on: its processes get SIGTERM twice."""
+    with Run("toy", tmp_path / "toy") as run:
+        stop = run.stop
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
 
 
 @pytest.mark.parametrize(
