@@ -327,7 +327,8 @@ def _handler(stop: Stop, polled: Callable[[], bool]) -> Callable[[int, FrameType
 
     So does a second Ctrl-C. Why not a second SIGTERM: it is no other wish, but what comes where a
     launcher passes on what its processes got as well (systemd, ``scancel --full``), and would end
-    the save that the first one asked for. A child made by fork inherits it: there SIGTERM ends the child, SIGINT is left to the parent.
+    the save that the first one asked for. A child made by fork inherits it: there SIGTERM ends the
+    child, SIGINT is left to the parent.
     """
     owner = os.getpid()
 

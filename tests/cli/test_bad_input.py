@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import soundfile
 import toys
 
 from w2vtool import checkpoint
+from w2vtool.lock import Lock
 from w2vtool.tokens import Tokens
 
 USAGE, DATA, CHECKPOINT = 2, 3, 5
@@ -404,6 +406,19 @@ def test_searches_that_lack_what_they_need_or_have_what_they_do_not(
 
 
 # -- extract --------------------------------------------------------------------------------------
+
+
+def test_extract_into_a_folder_that_another_process_fills_or_a_file_is_refused(
+    bad: Callable[..., str], tiny_ctc: Path, tmp_path: Path
+) -> None:
+    """It would delete half-written files of that process as those of a dead one."""
+    sound(tmp_path / "a.wav")
+    words = ("extract", "--checkpoint", tiny_ctc, "a.wav", "--out")
+    Path("out").mkdir()
+    held = Lock(Path("out"))
+    assert f"in use by process {os.getpid()}" in bad(USAGE, *words, "out")
+    held.close()
+    assert "not a folder: a.wav" in bad(USAGE, *words, "a.wav")
 
 
 def test_a_layer_that_the_model_has_not(

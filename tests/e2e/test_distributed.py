@@ -180,12 +180,15 @@ def wait(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 
 DYING = """
-import os, signal, sys
+import os, signal, sys, time
 from w2vtool import cli, trainer
 
 real = trainer.Training.update
 def update(self, batches, stop):
     if self.rank == 1 and self.done == 2:
+        # the first process may not have heard yet what it adds up before it saves
+        while not (self.folder / "step-00000002").exists():
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return real(self, batches, stop)
 trainer.Training.update = update

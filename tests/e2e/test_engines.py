@@ -247,7 +247,7 @@ def test_torchrun_and_a_kill_give_the_same_bytes(tmp_path: Path) -> None:
         return ["extract", "--out", str(tmp_path / out), *common]
 
     def features(out: str) -> dict[str, bytes]:
-        made = [path for path in (tmp_path / out).rglob("*") if path.is_file()]
+        made = [path for path in (tmp_path / out).rglob("[!.]*") if path.is_file()]
         return {str(path.relative_to(tmp_path / out)): path.read_bytes() for path in made}
 
     subprocess.run([*COMMAND, *words("one")], env=environment(), check=True, timeout=250)

@@ -11,6 +11,7 @@ import pytest
 
 from w2vtool import jobs
 from w2vtool.config import load_recipe
+from w2vtool.text import Rules
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Recipes with another corpus than a look-alike: their own, one that a person has, one tested alone
@@ -37,7 +38,9 @@ def test_a_recipe_finds_the_splits_of_its_corpus(
         data = data.model_copy(update={"train": ("small",)})
     if name == "gigaspeech":
         data = data.model_copy(update={"train": ("GigaSpeech.json:XL",)})
-    opened = {split: splits.build(data, split, case="keep").built.rows for split in splits.SPLITS}
+    opened = {
+        split: splits.build(data, split, rules=Rules("keep")).built.rows for split in splits.SPLITS
+    }
     ids = {split: {row.id for row in rows} for split, rows in opened.items()}
     assert all(ids.values())
     assert not ids["train"] & (ids["valid"] | ids["test"])

@@ -18,7 +18,7 @@ LIGHT |= {"extensions", "fields", "jobs", "lock", "nodes", "provenance", "regist
 LIGHT |= {"run", "task"}
 SHELL = LIGHT | {"architecture", "schema", "testing", "typed"}
 # what core and tasks may import of the shell
-FOR_ALL = {"architecture", "errors", "extensions", "schema", "run", "task"}
+FOR_ALL = {"architecture", "errors", "extensions", "lock", "schema", "run", "task"}
 
 
 class Import(NamedTuple):

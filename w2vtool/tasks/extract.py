@@ -91,9 +91,9 @@ class Extracting:
 
 def extract(config: ExtractConfig, run: Run) -> dict[str, Any]:
     """Run the network over what is not there yet, write features, then the index."""
-    from w2vtool import checkpoint, emissions, engines, parts
+    from w2vtool import checkpoint, emissions
     from w2vtool.device import choose, inference_precision
-    from w2vtool.run import write_atomic
+    from w2vtool.lock import Lock
 
     loaded = checkpoint.load(config.checkpoint)
     names = layer_names(config.layers, loaded.spec.architecture.layers)
@@ -106,8 +106,23 @@ def extract(config: ExtractConfig, run: Run) -> dict[str, Any]:
         "checkpoint_sha256": checkpoint.fingerprint(loaded.path),
         "precision": precision,
     }
-    if run.rank == 0:
-        claim(config, names, source)
+    if run.rank:
+        return _fill(config, run, rows, names, source)
+    claim(config, names, source)
+    lock = Lock(config.out, run.say)  # half a file of a living process is none to be deleted
+    try:
+        return _fill(config, run, rows, names, source)
+    finally:
+        lock.close()
+
+
+def _fill(
+    config: ExtractConfig, run: Run, rows: list[Job], names: list[str], source: dict[str, Any]
+) -> dict[str, Any]:
+    """Extract into the folder that was claimed."""
+    from w2vtool import emissions, engines, parts
+    from w2vtool.run import write_atomic
+
     if run.world == 1:
         for path in config.out.rglob(".*.part"):  # half a file, of a process that was killed
             path.unlink(missing_ok=True)
@@ -124,7 +139,7 @@ def extract(config: ExtractConfig, run: Run) -> dict[str, Any]:
     lines: list[dict[str, Any]] = []
     with run.progress(len(rows), "extracting", "utterances") as bar:
         for found in engines.run(
-            Extracting(config, tuple(names), precision),
+            Extracting(config, tuple(names), source["precision"]),
             cut,
             folder,
             engine=config.engine,
@@ -168,6 +183,8 @@ def claim(config: ExtractConfig, names: list[str], source: dict[str, str]) -> No
 
     wanted = {"layers": names, "format": config.format, "hop_seconds": 0.02, **source}
     path = config.out / "features.json"
+    if config.out.exists() and not config.out.is_dir():
+        raise ConfigError(f"not a folder: {config.out}", hint="choose another --out")
     config.out.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         write_atomic(path, json.dumps(wanted, indent=1) + "\n")
