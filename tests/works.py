@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2vtool.errors import DataError
+from w2vtool.errors import CheckpointError, DataError
 from w2vtool.parts import Compute
 
 
@@ -27,8 +27,12 @@ class Squares:
     always: bool = False
     bad: tuple[int, ...] = ()
     slow: bool = False
+    lost: bool = False  # it cannot even start
 
     def start(self, device: str) -> Compute:
+        if self.lost:
+            raise CheckpointError("no such checkpoint", where="runs/gone")
+
         def compute(rows: Sequence[int]) -> Iterator[dict[str, Any]]:
             for row in rows:
                 self.meet(row)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -169,7 +170,8 @@ def _pool_once(
 class _Process:
     """What a process of the pool keeps."""
 
-    compute: Compute
+    start: Callable[[], Compute]
+    compute: Compute | None = None
     folder: Path
     cancel: Any
 
@@ -181,7 +183,8 @@ def _open(work: Work, folder: Path, device: str, jobs: int, cancel: Any, number:
     threading.Thread(target=_follow_parent, daemon=True).start()
     with number.get_lock():
         mine, number.value = number.value, number.value + 1
-    _Process.compute = work.start(_share(device, mine, jobs))
+    # at the first part, where an error reaches the parent as what it is
+    _Process.start = partial(work.start, _share(device, mine, jobs))
     _Process.folder, _Process.cancel = folder, cancel
 
 
@@ -203,6 +206,8 @@ def _share(device: str, number: int, jobs: int) -> str:
 
 def _do(part: Part) -> None:
     lines = []
+    if _Process.compute is None:
+        _Process.compute = _Process.start()
     for line in _Process.compute(part.rows):
         lines.append(line)
         if _Process.cancel.is_set():
@@ -218,13 +223,16 @@ class _Actor:
 
     def __init__(self, start: Callable[[], Callable[[Any], None]], threads: int) -> None:
         torch.set_num_threads(threads)
-        self.work = start()
+        self.start = start
+        self.work: Callable[[Any], None] | None = None
 
     def ready(self) -> None:
         """Answer, once there is a place to run on."""
 
     def do(self, item: Any) -> None:
         """Do one thing."""
+        if self.work is None:  # here, and not above, an error reaches the caller as what it is
+            self.work = self.start()
         self.work(item)
 
 

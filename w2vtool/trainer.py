@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from w2vtool import checkpoint, sharding
 from w2vtool.batches import Batch
 from w2vtool.device import add_up, add_up_gradients, autocast, send
-from w2vtool.errors import CheckpointError, Stopped
+from w2vtool.errors import CheckpointError, DataError, Stopped
 from w2vtool.feed import BinNumbers, Pass, Split, check_files, loader_errors, read
 from w2vtool.guards import GuardConfig, Guards, Quarantine
 from w2vtool.losses import Loss
@@ -356,7 +356,12 @@ def _train(job: Training, recorder: Recorder) -> dict[str, float]:
             with report.pause():
                 best = False
                 if job.due and job.signal is None:
-                    best = validate(job, recorder)
+                    try:
+                        best = validate(job, recorder)
+                    except DataError:  # audio has gone since the start
+                        if job.world == 1 and job.saved != job.done:
+                            job.save()
+                        raise
                     report.show()
                 last = job.done >= loop.updates
                 wanted = last or job.scheduled or job.signal or job.wishes.save

@@ -18,7 +18,7 @@ import toys
 from works import Squares
 
 from w2vtool import emissions, engines, parts
-from w2vtool.errors import ConfigError, DataError, Stopped
+from w2vtool.errors import CheckpointError, ConfigError, DataError, Stopped
 from w2vtool.run import Stop
 
 ROWS = range(10)
@@ -113,6 +113,12 @@ def test_an_error_arrives_as_it_was_raised(tmp_path: Path, jobs: int) -> None:
     with pytest.raises(DataError, match="7 cannot be squared") as raised:
         everything(Squares(tmp_path, bad=(7,)), tmp_path / "out", jobs=jobs)
     assert raised.value.where == "numbers.txt:7" and raised.value.hint == "leave it out"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_work_that_cannot_start_says_why(tmp_path: Path, jobs: int) -> None:
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        everything(Squares(tmp_path, lost=True), tmp_path / "out", jobs=jobs)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

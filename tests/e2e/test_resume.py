@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import toys
+from safetensors.numpy import load_file
 
 from w2vtool import checkpoint
 
@@ -78,6 +79,19 @@ def test_equal_runs_are_equal_and_a_stopped_one_makes_the_same(
     last = json.loads(done.out)
     for key in ("updates", "best_step", "audio_hours_seen", "skipped_updates", "valid"):
         assert last[key] == summaries[0][key] == summaries[1][key], key
+
+
+def test_a_feature_encoder_without_gradient_is_not_shrunk_either(
+    recipe: Path, w2v: Callable[..., Any], tmp_path: Path
+) -> None:
+    words = ("loop.updates=2", "loop.save_every=1", "objective.feature_gradient=0")
+    assert w2v("pretrain", recipe, "--run-dir", tmp_path / "run", *words).code == 0
+    first, second = (
+        load_file(tmp_path / f"run/checkpoints/step-{step:08d}/model.safetensors")
+        for step in (1, 2)
+    )
+    moved = {name for name in first if not (first[name] == second[name]).all()}
+    assert moved and not any("feature_encoder" in name for name in moved)
 
 
 def stop_half_way(words: list[str], run: Path) -> None:

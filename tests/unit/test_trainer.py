@@ -17,7 +17,7 @@ import torch
 import toys
 from torch import nn
 
-from w2vtool import checkpoint, manifest, training
+from w2vtool import checkpoint, manifest, trainer, training
 from w2vtool.architecture import Dropouts
 from w2vtool.batches import Batch, ctc_batch, pretrain_batch
 from w2vtool.errors import CheckpointError, DataError, Stopped
@@ -242,6 +242,22 @@ def test_a_signal_during_validation_leaves_it_for_later(make_ctc: Make, at: int)
     assert train(second, after) == result
     assert before.lines + after.lines == told.lines
     same(newest(straight), newest(second))
+
+
+def test_validation_audio_that_has_gone_costs_no_update(
+    make_ctc: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: Any) -> bool:
+        raise DataError("no such file", where="valid.jsonl (v-1)")
+
+    first = make_ctc(save_every=1000, valid_every=3)
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="no such file"):
+        patch.setattr(trainer, "validate", gone)
+        train(first, Memory())
+    assert newest(first).name == "step-00000003"
+    second = make_ctc(save_every=1000, valid_every=3)
+    second.resume()
+    assert second.due and second.done == 3, "it is validated when it goes on"
 
 
 def test_a_signal_before_anything_was_learned_saves_nothing(make_ctc: Make) -> None:

@@ -55,6 +55,8 @@ def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
     with training.start(config.loop, run) as place:
         start = training.initial(config.model, "pretrain")
         model = training.build(start, config.dropouts, config.loop.seed)
+        if config.objective.feature_gradient == 0:  # else weight decay would go on shrinking it
+            model.get_submodule("wav2vec2.feature_encoder").requires_grad_(False)
         collate = partial(
             pretrain_batch,
             architecture=start.spec.architecture,
