@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from w2vtool import corpora, manifest
 from w2vtool.audio import SAMPLE_RATE
 from w2vtool.device import autocast
-from w2vtool.errors import DataError
+from w2vtool.errors import ConfigError, DataError
 from w2vtool.manifest import Built, Manifest, Rejected, Utterance
 from w2vtool.model.encoder import Wav2Vec2, normalize
 from w2vtool.model.heads import CtcModel
 from w2vtool.parts import PART_ROWS
 from w2vtool.rates import refuse_others
-from w2vtool.splits import known, remarks
+from w2vtool.schema import DataConfig, TextConfig
+from w2vtool.splits import known, open_split, remarks
+from w2vtool.text import Rules
 
 Job = tuple[Manifest, Utterance]
 Precision = Literal["float32", "bf16"]
@@ -72,6 +74,29 @@ def open_inputs(
     for text in remarks(replace(built, resampled=listed.resampled)):
         say(text)
     return [(opened[path], row) for path in inputs for row in opened[path].rows]
+
+
+def open_rows(
+    inputs: Sequence[Path],
+    split: str,
+    data: DataConfig,
+    text: TextConfig,
+    *,
+    jobs: int = 1,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Job]:
+    """The rows of the inputs; without any, of the recipe's split. Raises ConfigError for neither.
+
+    DataError as ``open_inputs``.
+    """
+    if inputs:
+        return open_inputs(inputs, jobs=max(2, jobs), strict_rate=data.strict_rate, say=say)
+    if not getattr(data, split):
+        raise ConfigError(
+            "nothing to transcribe", hint="name audio files, folders or manifests (.jsonl)"
+        )
+    opened = open_split(data, split, rules=Rules.of(text), say=say)
+    return [(opened, row) for row in opened.rows]
 
 
 def identify(job: Job) -> dict[str, Any]:

@@ -298,7 +298,7 @@ def test_an_utterance_that_ends_without_separator_keeps_its_last_word(mode: str)
     assert (found.text, found.score) == ("A BA", 0.0)
     faint = spell("A|BA-")
     faint[-1, SEPARATOR] = -3.0  # any hypothesis that ends in a separator goes first
-    assert search(faint)[0] == ("A BA", -3.0, -3.0, 0.0)
+    assert search(faint)[0][:4] == ("A BA", -3.0, -3.0, 0.0)
 
 
 def test_an_unfinished_last_word_is_dropped() -> None:
@@ -346,7 +346,7 @@ def test_float32_and_views_decode_like_float64() -> None:
 
 def test_tokens_without_separator_are_refused() -> None:
     pieces = Tokens(("<s>", "▁A", "B"), kind="sentencepiece")
-    with pytest.raises(DataError, match="no word separator"):
+    with pytest.raises(DataError, match=r"no word separator.*open search"):
         Search(pieces, None, None, BeamOptions(mode="open"))
 
 

@@ -101,10 +101,12 @@ def test_missing_files_and_empty_lists_are_refused(tmp_path: Path) -> None:
         lexicons.from_words([], TOKENS)
 
 
-def test_tokens_without_separator_are_refused(tmp_path: Path) -> None:
-    pieces = Tokens(("<s>", "A", "B"), kind="sentencepiece")
-    with pytest.raises(DataError, match=r"no word separator '\|'"):
-        lexicons.read(saved(tmp_path, "A\n"), pieces)
+def test_spellings_in_pieces_need_no_separator(tmp_path: Path) -> None:
+    pieces = Tokens(("<s>", "▁A", "▁B", "A"), kind="sentencepiece")
+    found = lexicons.read(saved(tmp_path, "AA\t▁A A\nBA\t▁B A\nB\t▁B\n"), pieces)
+    assert found == Lexicon(("AA", "BA", "B"), ((1, 3), (2, 3), (2,)))
+    with pytest.raises(DataError, match=r":1: no token for '\|' of 'AA'"):
+        lexicons.read(saved(tmp_path, "AA\t▁A A |\n"), pieces)
 
 
 def spelled(trie: Trie) -> dict[int, tuple[int, ...]]:
@@ -142,8 +144,7 @@ def test_a_node_scores_as_the_best_word_below(letters: list[list[int]], seed: in
     values = np.random.default_rng(seed).normal(size=len(letters)).tolist()
     words = tuple(f"w{n}" for n in range(len(letters)))
     lexicon = Lexicon(words, tuple((*row, PIPE) for row in letters))
-    score = dict(zip(words, values, strict=True))
-    trie = lexicons.build_trie(lexicon, score.__getitem__)
+    trie = lexicons.build_trie(lexicon, np.array(values))
     for node, path in spelled(trie).items():
         rows = zip(lexicon.spellings, values, strict=True)
         assert trie.score[node] == max(v for row, v in rows if row[: len(path)] == path)

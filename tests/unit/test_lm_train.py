@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from w2vtool.decoder import lm_train
+from w2vtool.decoder import arpa_writer
 from w2vtool.decoder.lm_train import FALLBACK, NGrams, read_lines, train, write_arpa
 from w2vtool.errors import ConfigError, DataError
 
@@ -188,9 +188,13 @@ def trigram_counts(lines: list[str]) -> Counter[tuple[str, ...]]:
 
 
 def kenlm_of(path: Path):
-    from w2vtool.decoder.lm import open_lm
+    from w2vtool.decoder.kenlm_binary import read  # which reads ARPA files too
 
-    return open_lm(path)
+    if path.suffix == ".gz":
+        unpacked = path.with_suffix("")
+        unpacked.write_bytes(gzip.decompress(path.read_bytes()))
+        path = unpacked
+    return read(path)
 
 
 @pytest.mark.parametrize("name", ["lm.arpa", "lm.arpa.gz"])
@@ -237,11 +241,11 @@ def test_a_failed_write_leaves_the_old_file_alone(
     path = tmp_path / "lm.arpa"
     path.write_text("old")
 
-    def fail(ngrams: NGrams, write: Callable[[bytes], object]) -> None:
+    def fail(words: object, tables: object, write: Callable[[bytes], object], tell: object) -> None:
         write(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(lm_train, "_write_text", fail)
+    monkeypatch.setattr(arpa_writer, "_text", fail)
     with pytest.raises(OSError, match="disk full"):
         write_arpa(train(TEXT, 2), path)
     assert path.read_text() == "old"

@@ -75,11 +75,11 @@ def test_the_plugin_folder_can_be_chosen_or_switched_off(plugins: Path, monkeypa
 def test_entry_points_are_found_with_the_summary_of_their_distribution(
     plugins: Path, monkeypatch: Any
 ) -> None:
-    install(plugins.parent / "site", "w2vtool-align", "align = nowhere:TASK\nlm prune = nowhere:P")
+    install(plugins.parent / "site", "w2vtool-align", "align = nowhere:TASK\nlm blend = nowhere:P")
     monkeypatch.syspath_prepend(str(plugins.parent / "site"))
     found = registry.discover()
     assert (found["align"].summary, found["align"].origin) == ("A plug-in.", "w2vtool-align 1.2")
-    assert found["lm prune"].target == "nowhere:P"
+    assert found["lm blend"].target == "nowhere:P"
     with pytest.raises(PluginError, match="No module named 'nowhere'"):
         found["align"].load()
 

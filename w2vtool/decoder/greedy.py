@@ -16,18 +16,29 @@ from w2vtool.errors import DataError
 from w2vtool.tokens import Tokens
 
 
+class Span(NamedTuple):
+    """A word or token, and where it is: ``begin`` is its first frame, ``end`` the one after."""
+
+    text: str
+    begin: int
+    end: int
+
+
 class Hypothesis(NamedTuple):
     """A transcript and what it is worth.
 
-    ``score`` is what the search maximises, in nats. ``acoustic`` is the best path's share of it:
-    its log-probabilities plus ``sil_score`` for each of its separator frames. ``lm`` is the
-    unweighted language-model score in log10, the end of the sentence included.
+    ``score`` is what the search maximises, in nats. ``acoustic`` is the paths' share of it: the
+    log-probabilities of the best one (or of all) plus ``sil_score`` for each separator frame.
+    ``lm`` is the unweighted language-model score in log10, the end of the sentence included.
+    ``words`` and ``tokens`` are there if times were asked for.
     """
 
     text: str
     score: float
     acoustic: float
     lm: float
+    words: tuple[Span, ...] = ()
+    tokens: tuple[Span, ...] = ()
 
 
 def greedy(logp_TV: np.ndarray, tokens: Tokens) -> Hypothesis:

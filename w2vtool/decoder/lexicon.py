@@ -2,13 +2,13 @@
 
 Goes in: a lexicon file, or a list of words, and the model's tokens. Goes out: a ``Lexicon``, and a
 ``Trie`` of arrays. Each line of a file is ``WORD<TAB>W O R D |`` (flashlight's form) or just a
-word, which is then spelled by its letters. Several spellings of one word, and several words of one
-spelling, are fine.
+word, which is then spelled by its letters or by SentencePiece. Spellings in pieces have no ``|``.
+Several spellings of one word, and several words of one spelling, are fine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,13 +43,8 @@ class Trie(NamedTuple):
 
 
 def separator(tokens: Tokens) -> int:
-    """The id of ``|``, which ends every word; DataError if the tokens have none."""
-    if WORD_END not in tokens.symbols:
-        raise DataError(
-            f"the tokens have no word separator {WORD_END!r}, which the beam search needs",
-            hint="decode greedily, or use a model of letters",
-        )
-    return tokens.symbols.index(WORD_END)
+    """The id of ``|``, which ends every word; -1 if the tokens have none, as word pieces do."""
+    return tokens.symbols.index(WORD_END) if WORD_END in tokens.symbols else -1
 
 
 def letter_ids(tokens: Tokens) -> dict[str, int]:
@@ -119,8 +114,8 @@ def unknown_words(lexicon: Lexicon, lm: LanguageModel) -> tuple[str, ...]:
     return unknown
 
 
-def build_trie(lexicon: Lexicon, score: Callable[[str], float] | None = None) -> Trie:
-    """Arrange a lexicon as a trie whose nodes know the best ``score`` of a word below (or 0).
+def build_trie(lexicon: Lexicon, score_W: np.ndarray | None = None) -> Trie:
+    """Arrange a lexicon as a trie whose nodes know the best score of a word below (or 0).
 
     Numbered level by level over the sorted spellings, so that the children of a node have
     consecutive numbers and a level is a few array operations.
@@ -144,67 +139,69 @@ def build_trie(lexicon: Lexicon, score: Callable[[str], float] | None = None) ->
         incoming.append(token_W[new])
         node_W[here] = nodes - 1 + np.cumsum(new)[here]
         nodes += int(new.sum())
+    score = np.zeros(nodes)
+    if score_W is not None:
+        score = np.full(nodes, -np.inf)
+        np.maximum.at(score, node_W, np.asarray(score_W)[order])
+        level_end = nodes
+        for above in reversed(parents):  # the children of a level's nodes are the next level
+            below = slice(level_end - len(above), level_end)
+            level_end = below.start
+            if level_end:
+                np.maximum.at(score, above, score[below])
     parent = np.concatenate(parents)
-    token = np.concatenate(incoming)
     return Trie(
         first=1 + np.searchsorted(parent[1:], np.arange(nodes + 1)),
-        token=token,
-        score=_smear(lexicon, score, order, node_W, parent),
+        token=np.concatenate(incoming),
+        score=score,
         first_word=np.searchsorted(np.sort(node_W), np.arange(nodes + 1)),
         words=np.array(order)[np.argsort(node_W, kind="stable")],
     )
 
 
-def _smear(
-    lexicon: Lexicon,
-    score: Callable[[str], float] | None,
-    order: list[int],
-    node_W: np.ndarray,
-    parent: np.ndarray,
-) -> np.ndarray:
-    """Best word score at or below each node."""
-    if score is None:
-        return np.zeros(len(parent))
-    best = np.full(len(parent), -np.inf)
-    np.maximum.at(best, node_W, [score(lexicon.words[row]) for row in order])
-    for node in range(len(parent) - 1, 0, -1):  # children have higher numbers than their parent
-        best[parent[node]] = max(best[parent[node]], best[node])
-    return best
-
-
 def _build(rows: Iterable[tuple[str, str]], tokens: Tokens) -> Lexicon:
-    ids = {**letter_ids(tokens), WORD_END: separator(tokens)}
+    ids = letter_ids(tokens)
+    if WORD_END in tokens.symbols:
+        ids[WORD_END] = separator(tokens)
     entries: dict[tuple[str, tuple[int, ...]], None] = {}
     problems = []
     for where, line in rows:
-        word, spelling, problem = _parse(line, ids)
+        word, symbols = _split(line, tokens)
+        problem = _problem(line, word, symbols, ids)
         if problem:
             problems.append(f"{where}: {problem}")
         else:
-            entries[word, spelling] = None
+            entries[word, tuple(ids[symbol] for symbol in symbols)] = None
     if problems:
         raise DataError(
             "\n  ".join(["words that cannot be spelled", *shortened(problems)]),
-            hint=f"the tokens' letters are {' '.join(letter_ids(tokens))}",
+            hint=f"the tokens' letters are {' '.join(list(letter_ids(tokens))[:100])}",
         )
     return Lexicon(tuple(word for word, _ in entries), tuple(spelling for _, spelling in entries))
 
 
-def _parse(line: str, ids: dict[str, int]) -> tuple[str, tuple[int, ...], str]:
-    """Word, spelling, and what is wrong with the line (empty if nothing is)."""
+def _split(line: str, tokens: Tokens) -> tuple[str, list[str]]:
+    """A word and the symbols that spell it: those of the line, else its letters or pieces."""
     word, *symbols = line.split() or [""]
+    if symbols or "\t" in line.rstrip("\r\n"):
+        return word, symbols
+    if tokens.model:
+        return word, [tokens.symbols[i] for i in tokens.encode(word)]
+    return word, [*word, *([WORD_END] if WORD_END in tokens.symbols else [])]
+
+
+def _problem(line: str, word: str, symbols: list[str], ids: dict[str, int]) -> str:
+    """What is wrong with a line; empty if nothing is."""
     if not symbols:
-        if "\t" in line.rstrip("\r\n"):
-            return word, (), f"no spelling after {word!r}"
-        symbols = [*word, WORD_END]
+        return f"no spelling after {word!r}"
     if symbols == [WORD_END]:
-        return word, (), f"the spelling of {word!r} has no letters"
-    if symbols[-1] != WORD_END:
-        return word, (), f"the spelling of {word!r} does not end with {WORD_END!r}"
+        return f"the spelling of {word!r} has no letters"
+    if WORD_END in ids and symbols[-1] != WORD_END:
+        return f"the spelling of {word!r} does not end with {WORD_END!r}"
     if WORD_END in symbols[:-1]:
-        return word, (), f"{WORD_END!r} inside of {word!r}"
+        return f"{WORD_END!r} inside of {word!r}"
     unknown = [symbol for symbol in dict.fromkeys(symbols) if symbol not in ids]
     if unknown:
         shown = ", ".join(letter_name(s) if len(s) == 1 else repr(s) for s in unknown)
-        return word, (), f"no token for {shown} of {word!r}"
-    return word, tuple(ids[symbol] for symbol in symbols), ""
+        return f"no token for {shown} of {word!r}"
+    return ""

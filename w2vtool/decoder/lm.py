@@ -1,158 +1,120 @@
-"""Word n-gram language models, read and queried through KenLM.
+"""Open a language model, whatever its form.
 
-Goes in: the path of an ARPA file (``.arpa``, ``.arpa.gz``) or of a KenLM binary. Goes out: a
-``LanguageModel`` that scores one word after another; all scores are log10, as in the file.
+Goes in: the path of an ARPA file (``.arpa``, ``.arpa.gz``), of a saved ``NGram`` (``.npz``), of a
+KenLM binary, or of a folder that ``lm train`` made. Goes out: a ``LanguageModel`` that scores one
+word after another in log10.
 
-A state stands for as many past words as the model can still use. States are hashable and equal when
-their words are, so searches may merge hypotheses that share one.
+ARPA files become arrays. For a large one that takes a while (a million n-grams in some seconds), so
+the arrays are kept in a cache folder, and the next time are there at once.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import logging
 import os
-import re
-import shutil
-import sys
-import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
+from zipfile import BadZipFile
 
-from kenlm import Config, Model, State
+import numpy as np
 
+from w2vtool.decoder import arpa, kenlm_binary, ngram
+from w2vtool.decoder.ngram import LanguageModel, NGram
 from w2vtool.errors import DataError
 
+__all__ = ["LanguageModel", "NGram", "cache_folder", "open_lm"]
 log = logging.getLogger(__name__)
 
-_BINARY = b"mmap lm "
-_GZIP = b"\x1f\x8b"
+TENSORS, ARPA, WORDS = "lm.npz", "lm.arpa.gz", "words.txt"  # in the folder of a model
+
+_BINARY, _GZIP, _ZIP = b"mmap lm ", b"\x1f\x8b", b"PK\x03\x04"
 _HINT = "give an ARPA file (.arpa, .arpa.gz) or a KenLM binary, as made by: w2vtool lm train"
-_NO_UNK = -99.0  # KenLM puts -100 where the file has no <unk>
+_CACHED_BYTES = 4 << 20  # a smaller file is read as fast as the cache
 
 
-class LanguageModel:
-    """A word n-gram model. Words that it does not know are scored as ``<unk>``."""
-
-    def __init__(self, model: Model, path: Path) -> None:
-        self._model = model
-        self.path = path
-        self.order: int = model.order
-
-    def start(self) -> State:
-        """The state at the begin of a sentence."""
-        state: State = State()
-        self._model.BeginSentenceWrite(state)
-        return state
-
-    def score(self, state: State, word: str) -> tuple[float, State]:
-        """log10 P(word | state), and the state after the word."""
-        following = State()
-        return self._model.BaseScore(state, word, following), following
-
-    def final(self, state: State) -> float:
-        """log10 P(end of sentence | state)."""
-        return float(self._model.BaseScore(state, "</s>", State()))
-
-    def knows(self, word: str) -> bool:
-        """Whether the word has a probability of its own."""
-        return word in self._model
-
-    def sentence(self, words: Iterable[str]) -> float:
-        """log10 P of a whole sentence, its end included."""
-        total, state = 0.0, self.start()
-        for word in words:
-            score, state = self.score(state, word)
-            total += score
-        return total + self.final(state)
+def cache_folder() -> Path:
+    """Where parsed models are kept: ``$W2VTOOL_CACHE``, else ``w2vtool`` in the user's cache."""
+    chosen = os.environ.get("W2VTOOL_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(chosen) if chosen else Path(home) / "w2vtool"
 
 
 def open_lm(path: str | Path) -> LanguageModel:
-    """Open a language model.
+    """Open a language model; a folder is one that ``lm train`` has made.
 
-    Raises DataError for a missing file and for one that is no language model. What KenLM writes to
-    stderr is dropped: while a file loads, nothing else in the process can write there either.
+    Raises DataError for a missing file and for one that is none.
     """
     path = Path(path)
-    kind = _kind(path)
-    if kind != "gzip":
-        return _load(path, path)
-    # unpacked here, because not every build of KenLM reads gzip
-    with tempfile.TemporaryDirectory(prefix="w2vtool-lm-", ignore_cleanup_errors=True) as folder:
-        unpacked = Path(folder) / "lm.arpa"
+    if path.is_dir():
+        if not (path / TENSORS).exists():
+            raise DataError(f"a folder without {TENSORS}", where=str(path), hint=_HINT)
+        path = path / TENSORS
+    head, size = _head(path)
+    if head.startswith(_BINARY):
+        return kenlm_binary.read(path)
+    if head.startswith(_ZIP):
+        return ngram.load(path)
+    if not head.startswith(_GZIP) and not head.lstrip().startswith(b"\\data\\"):
+        what = f"begins with {head[:20]!r}" if head else "the file is empty"
+        raise DataError(f"not a language model: {what}", where=str(path), hint=_HINT)
+    if size < _CACHED_BYTES:
+        return _read_arpa(path, packed=head.startswith(_GZIP))
+    return _cached(path, packed=head.startswith(_GZIP))
+
+
+def _head(path: Path) -> tuple[bytes, int]:
+    try:
+        with path.open("rb") as file:
+            return file.read(4096), os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise DataError("no such language model", where=str(path), hint=_HINT) from None
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+        raise DataError(what, where=str(path), hint=_HINT) from None
+
+
+def _cached(path: Path, *, packed: bool) -> NGram:
+    """The model from the cache, if it was made of this very file, else from the file."""
+    state = path.stat()
+    stamp = np.array([state.st_size, state.st_mtime_ns])
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    saved = cache_folder() / f"{name}.npz"
+    try:
+        with saved.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            fresh = np.array_equal(found["stamp"], stamp)
+        if fresh:
+            return ngram.load(saved, shown=path)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, DataError) as error:
+        log.debug("no use of %s: %s", saved, error)
+    model = _read_arpa(path, packed=packed)
+    try:
+        saved.parent.mkdir(parents=True, exist_ok=True)
+        model.save(saved, stamp=stamp)
+    except OSError as error:
+        log.info("%s is not kept in %s: %s", path, saved.parent, error)
+    return model
+
+
+def _read_arpa(path: Path, *, packed: bool) -> NGram:
+    with gzip.open(path) if packed else path.open("rb") as file:
         try:
-            with gzip.open(path) as packed, unpacked.open("wb") as file:
-                shutil.copyfileobj(packed, file, 1 << 20)
+            return arpa.read(_lines(iter(file), path), path)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(
                 f"cannot be unpacked: {error}", where=str(path), hint="copy the file again"
             ) from None
-        _kind(unpacked, shown=path)
-        return _load(unpacked, path)
 
 
-def _kind(path: Path, shown: Path | None = None) -> str:
-    """``binary``, ``gzip`` or ``arpa`` by the first bytes; KenLM reads anything else as garbage."""
-    where = str(shown or path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except FileNotFoundError:
-        raise DataError("no such language model", where=where, hint=_HINT) from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=where, hint=_HINT) from None
-    if head.startswith(_BINARY):
-        return "binary"
-    if head.startswith(_GZIP) and shown is None:
-        return "gzip"
-    if head.lstrip().startswith(b"\\data\\"):
-        return "arpa"
-    what = f"begins with {head[:20]!r}" if head else "the file is empty"
-    raise DataError(f"not a language model: {what}", where=where, hint=_HINT)
-
-
-def _load(path: Path, shown: Path) -> LanguageModel:
-    config = Config()
-    config.show_progress = False
-    try:
-        with _quiet_stderr():
-            model = Model(str(path), config)
-    except (OSError, ValueError) as error:  # ValueError: bytes that are no text in its message
-        raise DataError(
-            f"not a language model that KenLM can read: {_reason(error)}",
-            where=str(shown),
-            hint="is it complete? KenLM reads n-gram orders 2 to 6",
-        ) from None
-    lm = LanguageModel(model, shown)
-    if lm.score(lm.start(), "<unk>")[0] < _NO_UNK:
-        log.warning("%s has no <unk>: a word it does not know costs 100 in log10", shown)
-    return lm
-
-
-def _reason(error: Exception) -> str:
-    """What KenLM says about the file, without what it says about its own source."""
-    if isinstance(error, UnicodeDecodeError):  # it quotes bytes of the file
-        return "damaged"
-    text = " ".join(str(error).split()).removesuffix(")")
-    fact = re.search(r"threw \w+(?: because `.*?')?\. *(.+)", text)
-    return (fact.group(1) if fact else text.partition("(")[2] or text)[:200]
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Send to nowhere what C++ code writes to file descriptor 2."""
-    sys.stderr.flush()
-    try:
-        saved = os.dup(2)
-    except OSError:  # closed, as in a daemon
-        yield
-        return
-    try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+def _lines(lines: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    """The lines, if they begin as an ARPA file does; other things may be packed too."""
+    for line in lines:
+        if line.strip():
+            if line.strip() != b"\\data\\":
+                what = f"not a language model: begins with {line[:20]!r}"
+                raise DataError(what, where=str(path), hint=_HINT)
+            yield line
+            break
+    yield from lines

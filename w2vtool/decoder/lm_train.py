@@ -17,8 +17,6 @@ Why numpy: no compiler is needed, and an id for every n-gram of a text needs one
 from __future__ import annotations
 
 import gzip
-import os
-import tempfile
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,17 +28,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from w2vtool.decoder import arpa_writer
+from w2vtool.decoder.ngram import OrderTable
 from w2vtool.errors import ConfigError, DataError
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 UNK, BEGIN, END = range(3)
-MAX_ORDER = 10  # as NeMo builds KenLM; its wheels on PyPI read orders up to 6
+MAX_ORDER = 9  # KenLM as it is on PyPI reads orders up to 6, w2vtool any
 FALLBACK = (
     0.5,
     1.0,
     1.5,
 )  # discounts for counts 1, 2, 3+: the default of lmplz --discount_fallback
-_CHUNK = 200_000  # n-grams formatted at once, so that the text never lies in memory as a whole
 
 
 class Order(NamedTuple):
@@ -73,6 +72,28 @@ class NGrams:
     def counts(self) -> tuple[int, ...]:
         """Kept n-grams of each order."""
         return tuple(int(order.kept.sum()) for order in self.orders)
+
+    def tables(self) -> list[OrderTable]:
+        """What is kept, in log10: what ``ngram.assemble`` and ``arpa_writer.write`` take.
+
+        An n-gram that is kept has a kept begin and end, since they were seen as often.
+        """
+        tables: list[OrderTable] = []
+        below = np.zeros(1, np.int64)  # rows of the order below among the kept ones
+        for order in self.orders:
+            context, word = np.divmod(order.key[order.kept], len(self.words))
+            with np.errstate(divide="ignore"):
+                tables.append(
+                    OrderTable(
+                        below[context],
+                        word.astype(np.int32),
+                        below[order.suffix[order.kept]] if tables else np.zeros_like(word),
+                        np.log10(order.probability[order.kept]).astype(np.float32),
+                        np.log10(order.backoff[order.kept]).astype(np.float32),
+                    )
+                )
+            below = np.cumsum(order.kept) - 1
+        return tables
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -107,7 +128,7 @@ class _Counts(NamedTuple):
 
     key: np.ndarray
     suffix: np.ndarray
-    raw: np.ndarray  # int64 occurrences
+    raw: np.ndarray  # occurrences
     at_start: np.ndarray  # bool: begins with <s>
 
 
@@ -128,17 +149,24 @@ def read_lines(paths: Iterable[str | Path]) -> Iterator[str]:
             raise DataError(f"cannot be read: {error}", where=str(path)) from None
 
 
-def train(lines: Iterable[str], order: int, prune: Sequence[int] = ()) -> NGrams:
+def train(
+    lines: Iterable[str],
+    order: int,
+    prune: Sequence[int] = (),
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> NGrams:
     """Estimate an n-gram model of the given order.
 
     ``prune`` holds a threshold for each order from 1 up: n-grams seen that often or less are left
     out. The last one holds for all higher orders; unigrams always stay, so the first must be 0.
+    ``on_stage`` is told what has been done, 1 + 2 x order times, and may raise to stop.
     Raises ConfigError for a wrong order or threshold, DataError for a text without words or with
     ``<s>``, ``</s>`` or ``<unk>`` in it.
     """
     thresholds = _thresholds(prune, order)
     stream, words = _to_ids(lines)
-    counts = _count(stream, len(words), order)
+    on_stage("read")
+    counts = _count(stream, len(words), order, on_stage)
     notes: list[str] = []
     orders: list[Order] = []
     discounts = []
@@ -150,6 +178,8 @@ def train(lines: Iterable[str], order: int, prune: Sequence[int] = ()) -> NGrams
             notes.append(f"no {n}-grams, in a text of short sentences or after pruning")
         orders = _add_order(orders, counts[n - 1], adjusted, np.array((0.0, *discount)), kept)
         discounts.append(discount)
+        counts[n - 1] = counts[n - 1]._replace(raw=counts[n - 1].raw[:0])  # a fifth of the memory
+        on_stage(f"{n}-grams smoothed")
     sentences = int((stream == BEGIN).sum())
     return NGrams(
         words, tuple(orders), tuple(discounts), tuple(notes), sentences, len(stream) - 2 * sentences
@@ -157,30 +187,8 @@ def train(lines: Iterable[str], order: int, prune: Sequence[int] = ()) -> NGrams
 
 
 def write_arpa(ngrams: NGrams, path: str | Path) -> None:
-    """Write the ARPA file, compressed if its name ends in ``.gz``: all of it or nothing.
-
-    The same model always gives the same bytes. A model of order 1 gets an empty list of 2-grams,
-    because KenLM reads nothing below order 2.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as raw:
-            if path.suffix == ".gz":
-                with gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed:
-                    _write_text(ngrams, packed.write)
-            else:
-                _write_text(ngrams, raw.write)
-            raw.flush()
-            os.fsync(raw.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write the model as an ARPA file: see ``arpa_writer.write``."""
+    arpa_writer.write(ngrams.words, ngrams.tables(), Path(path))
 
 
 def _decoded(raw: bytes, where: str) -> str:
@@ -239,29 +247,46 @@ def _to_ids(lines: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     return np.array(stream, np.int32), tuple(vocabulary)
 
 
-def _count(stream: np.ndarray, vocabulary: int, order: int) -> list[_Counts]:
+def _count(
+    stream: np.ndarray, vocabulary: int, order: int, on_stage: Callable[[str], None]
+) -> list[_Counts]:
     """Count n-grams of every order up to ``order``.
 
     The id of an n-gram is its row among the sorted distinct ones, which follows from the id of
     its first n - 1 words and its last word: one sort an order.
     """
     begins = np.flatnonzero(stream == BEGIN)
-    position = np.arange(len(stream)) - np.repeat(begins, np.diff([*begins, len(stream)]))
+    position = np.arange(len(stream), dtype=np.int32)
+    position -= np.repeat(begins.astype(np.int32), np.diff([*begins, len(stream)]))
     ids = stream  # of the n-gram that ends at each position
     every = np.arange(vocabulary)
     nothing = np.zeros(vocabulary, np.int32)
     counts = [
         _Counts(every, nothing, np.bincount(stream, minlength=vocabulary), every == BEGIN),
     ]
+    on_stage("1-grams counted")
     for n in range(2, order + 1):
-        ends = np.flatnonzero(position >= n - 1)
-        keys = ids[ends - 1].astype(np.int64) * vocabulary + stream[ends]
-        key, first, row, raw = np.unique(
-            keys, return_index=True, return_inverse=True, return_counts=True
-        )
-        counts.append(_Counts(key, ids[ends[first]], raw, counts[-1].at_start[key // vocabulary]))
+        ends = np.flatnonzero(position >= n - 1).astype(np.int32)
+        keys = ids[ends - 1].astype(np.int64)
+        keys *= vocabulary
+        keys += stream[ends]
+        order_of = np.argsort(keys, kind="stable")
+        keys = keys[order_of]
+        ends = ends[order_of]
+        del order_of  # np.unique would hold four such arrays at once
+        fresh = np.ones(len(keys), bool)
+        np.not_equal(keys[1:], keys[:-1], out=fresh[1:])
+        first = np.flatnonzero(fresh)
+        key = keys[first]
+        del keys
+        suffix, at_start = ids[ends[first]], counts[-1].at_start[key // vocabulary]
+        raw = np.diff(np.append(first, len(ends)))
+        counts.append(_Counts(key, suffix, raw.astype(np.int32), at_start))
+        row = np.cumsum(fresh, dtype=np.int32) - np.int32(1)
         ids = np.full(len(stream), -1, np.int32)
         ids[ends] = row
+        del ends, row, fresh, first
+        on_stage(f"{n}-grams counted")
     return counts
 
 
@@ -323,37 +348,3 @@ def _add_order(
         probability[BEGIN] = 1.0  # by convention of ARPA writers; never asked for
     none = np.ones(len(context))
     return [*below, Order(counts.key, counts.suffix, probability, none, kept)]
-
-
-def _write_text(ngrams: NGrams, write: Callable[[bytes], object]) -> None:
-    sizes = list(ngrams.counts) + [0] * (len(ngrams.orders) == 1)
-    head = "".join(f"ngram {n}={size}\n" for n, size in enumerate(sizes, start=1))
-    write(f"\\data\\\n{head}".encode())
-    words = np.array(ngrams.words, dtype=object)
-    texts = np.array([""], dtype=object)  # of the order below, by row
-    for n, order in enumerate(ngrams.orders, start=1):
-        write(f"\n\\{n}-grams:\n".encode())
-        rows = np.flatnonzero(order.kept)
-        last = n == len(sizes)
-        here = np.empty(len(order.key), dtype=object)
-        for start in range(0, len(rows), _CHUNK):
-            part = rows[start : start + _CHUNK]
-            context, word = np.divmod(order.key[part], len(words))
-            before, after = texts[context].tolist(), words[word].tolist()
-            text = [f"{a} {b}" for a, b in zip(before, after, strict=True)] if n > 1 else after
-            if not last:
-                here[part] = text
-            chances = np.log10(order.probability[part]).tolist()
-            if last:
-                lines = [f"{p:.7g}\t{t}\n" for p, t in zip(chances, text, strict=True)]
-            else:
-                factors = np.log10(order.backoff[part]).tolist()
-                lines = [
-                    f"{p:.7g}\t{t}\t{b:.7g}\n"
-                    for p, t, b in zip(chances, text, factors, strict=True)
-                ]
-            write("".join(lines).encode())
-        texts = here
-    if len(sizes) > len(ngrams.orders):
-        write(b"\n\\2-grams:\n")
-    write(b"\n\\end\\\n")

@@ -1,59 +1,48 @@
 """Transcribe audio with a CTC model: greedily, with a lexicon, or with an n-gram language model.
 
 Goes in: a fine-tuned checkpoint, and audio files, folders or manifests. Goes out: hyp.jsonl (id,
-text, scores, and reference and errors where a reference is known), and WER and CER with counts.
+text, scores, and on demand n-best lists and word times; reference and errors where a reference is
+known), hyp.ctm with the times, and WER and CER with counts.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from w2vtool.errors import ConfigError, DataError
+from w2vtool.errors import ConfigError
 from w2vtool.schema import Config, DataConfig, TextConfig, knob
+from w2vtool.searching import SearchConfig
 from w2vtool.task import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-
     from w2vtool.decoder.greedy import Hypothesis
+    from w2vtool.emission_cache import Cache
     from w2vtool.emissions import Job
     from w2vtool.manifest import Utterance
+    from w2vtool.model.heads import CtcModel
     from w2vtool.parts import Compute
     from w2vtool.run import Run
+    from w2vtool.searching import Decoder
     from w2vtool.text import Rules
-    from w2vtool.tokens import Tokens
 
-PROBED_LINES = 1000  # of a language model
-LONGEST_LINE = 65_536
+SEARCHED = 32  # utterances at a time
 
 
-class BeamConfig(Config):
-    """How to search, and how to weigh; scores in nats."""
+class ChunkConfig(Config):
+    """How long audio is cut with ``stream``."""
 
-    width: int = knob(50, "Hypotheses kept after each frame.", ge=1)
-    threshold: float = knob(18.0, "Hypotheses this much worse than the best go.", unit="nats", gt=0)
-    token_threshold: float = knob(
-        15.0, "Tokens this much worse than the frame's best are not tried.", unit="nats", ge=0
+    seconds: float = knob(30.0, "Audio whose frames are kept of one chunk.", unit="s", gt=0)
+    context: float = knob(
+        5.0, "Audio before and after a chunk that the network hears as well.", unit="s", ge=0
     )
-    lm_weight: float = knob(
-        2.0,
-        "Weight of the language model's log10 probabilities, as in flashlight and fairseq.",
-        source="fairseq infer.py",
-    )
-    word_score: float = knob(0.0, "Bonus of each word.", unit="nats", source="fairseq infer.py")
-    sil_score: float = knob(0.0, "Bonus of each frame of the word separator.", unit="nats")
-    unk_score: float = knob(-5.0, "Bonus of a word outside of the lexicon (search: open).")
-    unk_letter_score: float = knob(-1.0, "Bonus of each of its letters (search: open).")
 
 
-class DecodeConfig(Config):
+class DecodeConfig(SearchConfig):
     """What to transcribe, with which model, and how."""
 
     data: DataConfig = knob(DataConfig(), "Splits of the recipe; used when no input is named.")
@@ -61,14 +50,14 @@ class DecodeConfig(Config):
     inputs: tuple[Path, ...] = knob((), "Audio files, folders or manifests.")
     split: Literal["train", "valid", "test"] = knob("test", "Split of the recipe to transcribe.")
     checkpoint: Path = knob(doc="Fine-tuned checkpoint, or the run folder that holds it.")
-    search: Literal["auto", "greedy", "lexicon", "open"] = knob(
-        "auto",
-        "greedy: best letter of each frame; lexicon: only words of the lexicon; open: any word. "
-        "auto: lexicon if one is given, open if only a language model is, else greedy.",
+    nbest: int = knob(1, "Hypotheses in hyp.jsonl; from 2 on, under nbest.", ge=1)
+    times: bool = knob(False, "Write when words are said: in hyp.jsonl, and as hyp.ctm.")
+    stream: bool = knob(False, "Take audio chunk by chunk: for recordings of any length.")
+    chunk: ChunkConfig = knob(ChunkConfig(), "The chunks of stream.")
+    cache: Path | None = knob(None, "Folder that keeps log-probabilities for the next time.")
+    cache_precision: Literal["float32", "float16"] = knob(
+        "float32", "How they are kept; float16 is half as large, and rounds."
     )
-    lm: Path | None = knob(None, "Word n-gram model: ARPA or KenLM binary.")
-    lexicon: Path | None = knob(None, "Words, one a line, or WORD<TAB>W O R D | lines.")
-    beam: BeamConfig = knob(BeamConfig(), "The beam search.")
     device: str = knob("auto", "auto, cpu or cuda.")
     precision: Literal["auto", "float32", "bf16"] = knob(
         "auto", "Arithmetic of the network; auto is bf16 where the device computes in it."
@@ -80,60 +69,125 @@ class DecodeConfig(Config):
     )
 
 
+Found = tuple["Utterance", list["Hypothesis"]]
+
+
 @dataclass(frozen=True)
 class Decoding:
     """What is done to each part: log-probabilities are searched, and scored."""
 
     config: DecodeConfig
     precision: Literal["float32", "bf16"]
+    cache: Cache | None = None
 
     def start(self, device: str) -> Compute:
         """Load the network and what the search needs, once."""
-        from w2vtool import checkpoint, emissions
+        import torch
+
+        from w2vtool import checkpoint, long_audio, searching
         from w2vtool.device import choose
 
         loaded = checkpoint.load(self.config.checkpoint)
-        model, tokens = loaded.ctc(), loaded.spec.tokens
+        model, tokens, rules = loaded.ctc(), loaded.spec.tokens, loaded.spec.rules
         assert tokens is not None
-        search = make_search(self.config, tokens)
+        decoder = searching.decoder(
+            searching.gather(self.config, tokens, rules),
+            self.config.beam,
+            nbest=self.config.nbest,
+            times=self.config.times,
+            device=str(choose(device)),
+            threads=torch.get_num_threads(),
+        )
+        hop = long_audio.field(model.wav2vec2.feature_encoder)[1] if self.config.times else 0
+        search = self.by_chunks if self.config.stream else self.whole
 
         def compute(rows: Sequence[Job]) -> Iterator[dict[str, Any]]:
-            stream = emissions.log_probabilities(
+            for row, found in search(rows, model, decoder, device):
+                yield describe(row, found, rules, self.config.nbest, hop)
+
+        return compute
+
+    def whole(
+        self, rows: Sequence[Job], model: CtcModel, decoder: Decoder, device: str
+    ) -> Iterator[Found]:
+        """Hypotheses of utterances that fit into memory, several at a time."""
+        from w2vtool import emissions
+        from w2vtool.device import choose
+
+        def make() -> Iterator[tuple[Utterance, Any]]:
+            return emissions.log_probabilities(
                 rows,
                 model,
                 device=choose(device),
                 batch_seconds=self.config.batch_seconds,
                 precision=self.precision,
             )
-            for row, logp_TV in stream:
-                yield describe(row, search(logp_TV), loaded.spec.rules)
 
-        return compute
+        stream = make() if self.cache is None else self.cache.through(rows, make)
+        while group := list(islice(stream, SEARCHED)):
+            found = decoder.batch([logp_TV for _, logp_TV in group])
+            yield from zip((row for row, _ in group), found, strict=True)
+
+    def by_chunks(
+        self, rows: Sequence[Job], model: CtcModel, decoder: Decoder, device: str
+    ) -> Iterator[Found]:
+        """Hypotheses of utterances of any length, one after the other."""
+        from w2vtool import long_audio
+        from w2vtool.device import choose
+
+        for job in rows:
+            utterance = decoder.stream()
+            for logp_TV in long_audio.log_probabilities(
+                job,
+                model,
+                device=choose(device),
+                chunk_seconds=self.config.chunk.seconds,
+                context_seconds=self.config.chunk.context,
+                precision=self.precision,
+            ):
+                utterance.step(logp_TV)
+            yield job[1], utterance.finish()
 
 
 def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
     """Run the model over the rows, search, score and write."""
-    from w2vtool import checkpoint, emissions, engines, parts
+    from w2vtool import checkpoint, emissions, engines, parts, searching
     from w2vtool.device import choose, inference_precision
+    from w2vtool.emission_cache import Cache
 
+    check(config)
     loaded = checkpoint.load(config.checkpoint)
-    loaded.ctc()
-    rows = open_rows(config, run)
+    model = loaded.ctc()
+    rows = emissions.open_rows(
+        config.inputs, config.split, config.data, config.text, jobs=config.jobs, say=run.say
+    )
+    if config.stream and model.wav2vec2.architecture.extractor_norm == "group":
+        run.say(
+            "stream: this model has group norm, whose statistics are now those of each chunk; "
+            "transcripts may differ a little from those of whole files (docs/decoding.md)"
+        )
     seconds = sum(row.duration for _, row in rows)
     precision = inference_precision(config.precision, choose(config.device))
-    run.note(checkpoint=str(loaded.path), search=search_name(config), precision=precision)
-    what = {
+    search = searching.search_name(config)
+    run.note(checkpoint=str(loaded.path), search=search, precision=precision)
+    heard = {
         "checkpoint": checkpoint.fingerprint(loaded.path),
         "precision": precision,
-        "search": search_name(config),
         "batch": config.batch_seconds,
-        "beam": config.beam.model_dump(),
-        "files": [read_from(path) for path in (config.lm, config.lexicon)],
+    }
+    cache = Cache(config.cache, heard, config.cache_precision) if config.cache else None
+    what = {
+        **heard,
+        **searching.fingerprint(config),
+        "nbest": config.nbest,
+        "times": config.times,
+        "stream": config.chunk.model_dump() if config.stream else None,
+        "rounded": config.cache_precision if config.cache else "float32",
     }
     lines: list[dict[str, Any]] = []
     with run.progress(len(rows), "decoding", "utterances") as bar:
         for found in engines.run(
-            Decoding(config, precision),
+            Decoding(config, precision, cache),
             parts.cut(emissions.alone(rows), what, emissions.identify),
             run.folder / "parts",
             engine=config.engine,
@@ -146,132 +200,74 @@ def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
     return report(lines, seconds, config, run)
 
 
-def read_from(path: Path | None) -> tuple[str, int, int] | None:
-    """A file as it is now, to tell whether it has changed."""
-    if path is None or not path.exists():  # reading it will say so
-        return None
-    there = path.stat()
-    return str(path.absolute()), there.st_size, there.st_mtime_ns
+def check(config: DecodeConfig) -> None:
+    """Raise ConfigError for options that do not go together."""
+    from w2vtool.searching import search_name
 
-
-def search_name(config: DecodeConfig) -> str:
-    """What ``search: auto`` means with what was given."""
-    if config.search != "auto":
-        return config.search
-    return "lexicon" if config.lexicon else "open" if config.lm else "greedy"
-
-
-def make_search(config: DecodeConfig, tokens: Tokens) -> Callable[[np.ndarray], Hypothesis]:
-    """From log-probabilities to the best hypothesis. Raises DataError for bad files."""
-    from w2vtool.decoder import beam, lexicon, lm
-    from w2vtool.decoder.greedy import greedy
-
-    name = search_name(config)
-    if name == "greedy":
-        if config.lm or config.lexicon:
-            raise ConfigError("search: greedy uses neither lm nor lexicon", where="decode.search")
-        return lambda logp_TV: greedy(logp_TV, tokens)
-    if name == "lexicon" and config.lexicon is None:
+    if config.stream and config.cache:
         raise ConfigError(
-            "search: lexicon needs a lexicon", where="decode.search", hint="--lexicon words.txt"
+            "stream and cache: log-probabilities of chunks are not kept",
+            where="decode.cache",
+            hint="leave one of them away",
         )
-    values = config.beam.model_dump()
-    options = beam.BeamOptions(
-        beam=values.pop("width"), mode="open" if name == "open" else "lexicon", **values
-    )
-    words = lexicon.read(config.lexicon, tokens) if config.lexicon else None
-    model = lm.open_lm(config.lm) if config.lm else None
-    if config.lm and words is None:  # with a lexicon, the search compares the two
-        check_words(config.lm, tokens)
-    search = beam.Search(tokens, words, model, options)
-    return lambda logp_TV: search(logp_TV)[0]
-
-
-def check_words(path: Path, tokens: Tokens) -> None:
-    """Raise DataError when the model has the letters for none of the first words of an ARPA file.
-
-    Why: to an open search, a language model in another case is one that knows no word; the search
-    would run, and be worse than none. A KenLM binary does not tell its words.
-    """
-    from w2vtool.decoder.lexicon import letter_ids
-
-    words, letters = first_words(path), set(letter_ids(tokens))
-    if words and not any(set(word) <= letters for word in words):
-        raise DataError(
-            f"the checkpoint has letters for none of the first {len(words)} words of the language "
-            f"model, like {words[0]!r}",
-            where=str(path),
-            hint="is it in the case of the transcripts? see w2vtool lm train --case",
-        )
-
-
-def first_words(path: Path) -> list[str]:
-    """Words at the top of an ARPA file, but for ``<s>`` and the like; none of a KenLM binary."""
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    words: list[str] = []
-    with gzip.open(path) if packed else path.open("rb") as file:
-        inside = False
-        for _ in range(PROBED_LINES):
-            cells = file.readline(LONGEST_LINE).decode("utf-8", "replace").split()
-            if inside and (not cells or cells[0].startswith("\\")):
-                break
-            if inside and len(cells) > 1 and not cells[1].startswith("<"):
-                words.append(cells[1])
-            inside = inside or cells == ["\\1-grams:"]
-    return words
-
-
-def open_rows(config: DecodeConfig, run: Run) -> list[Job]:
-    """The rows of the inputs, or of the recipe's split."""
-    from w2vtool import emissions, splits
-    from w2vtool.text import Rules
-
-    if config.inputs:
-        return emissions.open_inputs(
-            config.inputs,
-            jobs=max(2, config.jobs),
-            strict_rate=config.data.strict_rate,
-            say=run.say,
-        )
-    if not getattr(config.data, config.split):
+    if config.nbest > 1 and search_name(config) == "greedy":
         raise ConfigError(
-            "nothing to transcribe", hint="name audio files, folders or manifests (.jsonl)"
+            f"nbest={config.nbest}, and search: greedy finds one hypothesis",
+            where="decode.nbest",
+            hint="--search open, or give a lexicon or a language model",
         )
-    opened = splits.open_split(config.data, config.split, rules=Rules.of(config.text), say=run.say)
-    return [(opened, row) for row in opened.rows]
 
 
-def describe(row: Utterance, hypothesis: Hypothesis, rules: Rules) -> dict[str, Any]:
-    """A line of ``hyp.jsonl``."""
+def describe(
+    row: Utterance, found: Sequence[Hypothesis], rules: Rules, nbest: int = 1, hop: int = 0
+) -> dict[str, Any]:
+    """A line of ``hyp.jsonl``; with ``hop``, samples between frames, it has the words' times."""
     from w2vtool.score import letter_errors, word_errors
+    from w2vtool.timings import seconds
 
-    line = {"id": row.id, **hypothesis._asdict(), "duration": row.duration}
+    best = found[0]
+    line: dict[str, Any] = {"id": row.id, **scores(best), "duration": row.duration}
+    if nbest > 1:
+        line["nbest"] = [scores(hypothesis) for hypothesis in found]
+    if hop:
+        line["words"] = seconds(best.words, hop)
     if row.text is not None:
         reference = rules(row.text)
         line["reference"] = reference
-        line["word_errors"] = word_errors(reference, hypothesis.text)._asdict()
-        line["letter_errors"] = letter_errors(reference, hypothesis.text)._asdict()
+        line["word_errors"] = word_errors(reference, best.text)._asdict()
+        line["letter_errors"] = letter_errors(reference, best.text)._asdict()
     return line
+
+
+def scores(hypothesis: Hypothesis) -> dict[str, Any]:
+    """What ``hyp.jsonl`` says of a hypothesis."""
+    return {name: getattr(hypothesis, name) for name in ("text", "score", "acoustic", "lm")}
 
 
 def report(
     lines: list[dict[str, Any]], seconds: float, config: DecodeConfig, run: Run
 ) -> dict[str, Any]:
-    """Write ``hyp.jsonl``, print texts or error rates, give the summary."""
+    """Write ``hyp.jsonl`` and ``hyp.ctm``, print texts or error rates, give the summary."""
     from w2vtool.run import write_atomic
     from w2vtool.score import Errors
+    from w2vtool.searching import search_name
+    from w2vtool.timings import ctm
 
     path = run.folder / "hyp.jsonl"
-    if run.rank == 0:
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_atomic(path, text)
+    search = search_name(config)
     summary: dict[str, Any] = {
         "hyp": str(path),
         "utterances": len(lines),
         "audio_s": round(seconds, 2),
-        "search": search_name(config),
+        "search": search,
     }
+    if config.times:
+        summary["ctm"] = str(run.folder / "hyp.ctm")
+    if run.rank == 0:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_atomic(path, text)
+        if config.times:
+            write_atomic(run.folder / "hyp.ctm", ctm(lines))
     known = [line for line in lines if "reference" in line]
     if not known:
         for line in lines:
@@ -284,7 +280,7 @@ def report(
         summary[unit] = found._asdict()
         table.append([name, f"{100 * found.rate:.2f} %", found.errors, found.reference, *found[:3]])
     columns = ["", "rate", "errors", "of", "substituted", "deleted", "inserted"]
-    run.table(f"{search_name(config)}: {len(known)} utterances, {path}", columns, table)
+    run.table(f"{search}: {len(known)} utterances, {path}", columns, table)
     return summary
 
 
@@ -297,8 +293,15 @@ TASK = Task(
         "--lexicon": "lexicon",
         "--search": "search",
         "--beam": "beam.width",
+        "--beam-engine": "beam.engine",
         "--lm-weight": "beam.lm_weight",
         "--word-score": "beam.word_score",
+        "--hotwords": "hotwords",
+        "--hotword-weight": "hotword_weight",
+        "--nbest": "nbest",
+        "--times": "times",
+        "--stream": "stream",
+        "--cache": "cache",
         "--split": "split",
         "--device": "device",
         "--precision": "precision",

@@ -1,0 +1,159 @@
+"""``lm train``, ``info``, ``perplexity`` and ``prune`` from the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from w2vtool.decoder.lm import open_lm
+from w2vtool.decoder.lm_train import train, write_arpa
+from w2vtool.decoder.ngram import NGram
+
+W2v = Callable[..., Any]
+TEXT = "ONE TWO THREE\nONE TWO\nTWO THREE ONE\nSTOP\nGO ON\nGO\n" * 3 + "RARE WORDS COME ONCE\n"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT)
+    return tmp_path
+
+
+def test_a_folder_has_the_model_for_others_for_us_and_its_words(w2v: W2v, here: Path) -> None:
+    done = w2v("lm", "train", "text.txt", "--order", "3", "--out", "lm", "--json")
+    assert done.code == 0
+    assert sorted(path.name for path in Path("lm").iterdir()) == [
+        "lm.arpa.gz",
+        "lm.npz",
+        "words.txt",
+    ]
+    assert Path("lm/words.txt").read_text().split() == sorted(set(TEXT.split()))
+    for name in ("lm", "lm/lm.npz", "lm/lm.arpa.gz"):
+        model = open_lm(name)
+        assert isinstance(model, NGram) and model.order == 3
+        assert model.sentence(["ONE", "TWO"]) == pytest.approx(
+            open_lm("lm").sentence(["ONE", "TWO"]), abs=1e-5
+        )
+    summary = json.loads(done.out)
+    assert summary["words"] == 10 and summary["ngrams"]["1"] == 13
+
+
+def test_orders_up_to_nine_can_be_trained_and_read(w2v: W2v) -> None:
+    assert w2v("lm", "train", "text.txt", "--order", "9", "--out", "nine.arpa").code == 0
+    assert open_lm("nine.arpa").order == 9
+    done = w2v("lm", "train", "text.txt", "--order", "10", "--out", "ten.arpa")
+    assert done.code == 2 and not Path("ten.arpa").exists()
+
+
+def test_info_says_what_a_model_is(w2v: W2v) -> None:
+    w2v("lm", "train", "text.txt", "--order", "2", "--out", "lm", "--case", "lower")
+    facts = json.loads(w2v("lm", "info", "lm", "--json").out)
+    assert facts["order"] == 2 and facts["case"] == "lower" and facts["words"] == 10
+    assert facts["letters"] == "".join(sorted(set(TEXT.lower()) - set(" \n")))
+    assert "1-grams" in w2v("lm", "info", "lm").out
+
+
+def test_perplexity_is_that_of_the_definition(w2v: W2v) -> None:
+    ngrams = train(TEXT.splitlines(), 2)
+    write_arpa(ngrams, "lm.arpa")
+    Path("held.txt").write_text("ONE GO\n\nSTOP NEVER\n")
+    done = w2v("lm", "perplexity", "--lm", "lm.arpa", "held.txt", "--json")
+    found = json.loads(done.out)
+    sentences = [["ONE", "GO"], ["STOP", "NEVER"]]
+    logs, missed = [], 0.0
+    for words in sentences:
+        history = "<s>"
+        for word in [*words, "</s>"]:
+            logs.append(ngrams.log10([history], word))
+            missed += logs[-1] if word == "NEVER" else 0
+            history = word
+    assert found["perplexity"] == pytest.approx(10 ** (-math.fsum(logs) / 6), rel=1e-4)
+    assert found["perplexity_without_unknown"] == pytest.approx(
+        10 ** (-(math.fsum(logs) - missed) / 5), rel=1e-4
+    )
+    assert (found["sentences"], found["words"], found["unknown"]) == (2, 4, 1)
+    assert "NEVER (1)" in done.err
+
+
+def test_a_text_in_another_case_is_named(w2v: W2v) -> None:
+    w2v("lm", "train", "text.txt", "--order", "2", "--out", "lm")
+    Path("held.txt").write_text("one two\n")
+    assert "in the case of the model" in w2v("lm", "perplexity", "--lm", "lm", "held.txt").err
+    done = w2v("lm", "perplexity", "--lm", "lm", "held.txt", "--case", "upper", "--json")
+    assert json.loads(done.out)["unknown"] == 0
+
+
+def test_an_empty_text_has_no_perplexity(w2v: W2v) -> None:
+    w2v("lm", "train", "text.txt", "--order", "2", "--out", "lm")
+    Path("held.txt").write_text("\n\n")
+    done = w2v("lm", "perplexity", "--lm", "lm", "held.txt")
+    assert done.code == 3 and "held.txt: no words in the text" in done.err
+
+
+def test_a_pruned_model_is_smaller_and_reads_back(w2v: W2v) -> None:
+    w2v("lm", "train", "text.txt", "--order", "3", "--out", "lm")
+    found = json.loads(
+        w2v("lm", "prune", "lm", "--threshold", "0.01", "--out", "small", "--json").out
+    )
+    assert found["after"][2] < found["before"][2] and found["after"][0] == found["before"][0]
+    assert open_lm("small").order == open_lm("small/lm.arpa.gz").order == 3
+    assert w2v("lm", "prune", "lm", "--threshold", "0", "--out", "none").code == 2
+
+
+FAKE = """#!{python}
+import sys
+from pathlib import Path
+from w2vtool.decoder.lm_train import read_lines, train, write_arpa
+words = sys.argv
+Path("called.txt").write_text(" ".join(words[1:]))
+order = int(words[words.index("-o") + 1])
+text, arpa = words[words.index("--text") + 1], words[words.index("--arpa") + 1]
+if "FAIL" in Path(text).read_text():
+    sys.exit("it is too hot")
+write_arpa(train(read_lines([text]), order), arpa)
+"""
+
+
+@pytest.fixture
+def lmplz(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of that name, in PATH."""
+    (here / "bin").mkdir()
+    program = here / "bin/lmplz"
+    program.write_text(FAKE.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(here / "bin"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
+def test_lmplz_is_used_where_it_is_asked_for(w2v: W2v, lmplz: None) -> None:
+    words = ("lm", "train", "text.txt", "--order", "3", "--prune", "0,0,1", "--out", "lm")
+    done = w2v(*words, "estimator=lmplz")
+    assert done.code == 0, done.err
+    called = Path("called.txt").read_text()
+    assert "-o 3" in called and "--prune 0 0 1" in called and "--discount_fallback" in called
+    assert open_lm("lm").order == 3 and Path("lm/words.txt").exists()
+    assert not list(Path("lm").glob(".lmplz-*"))
+
+
+def test_small_texts_are_not_given_to_lmplz(w2v: W2v, lmplz: None) -> None:
+    assert w2v("lm", "train", "text.txt", "--order", "2", "--out", "lm").code == 0
+    assert not Path("called.txt").exists()
+
+
+def test_what_lmplz_says_is_passed_on(w2v: W2v, lmplz: None) -> None:
+    Path("text.txt").write_text("FAIL\n")
+    done = w2v("lm", "train", "text.txt", "--out", "lm", "estimator=lmplz")
+    assert done.code == 3 and "lmplz failed (it is too hot)" in done.err
+
+
+def test_a_missing_lmplz_is_named(w2v: W2v, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    done = w2v("lm", "train", "text.txt", "--out", "lm", "estimator=lmplz")
+    assert done.code == 2 and "no lmplz in PATH" in done.err

@@ -1,0 +1,279 @@
+"""The two engines give the same, however the frames come: alone, in a batch, bit by bit."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from w2vtool.decoder import kenlm_binary, results
+from w2vtool.decoder import lexicon as lexicons
+from w2vtool.decoder.beam import BeamOptions, Search
+from w2vtool.decoder.greedy import Hypothesis, Span
+from w2vtool.decoder.lexicon import Lexicon
+from w2vtool.decoder.lm import LanguageModel, open_lm
+from w2vtool.decoder.lm_train import train, write_arpa
+from w2vtool.decoder.settle import settle
+from w2vtool.errors import ConfigError, DataError
+from w2vtool.tokens import Tokens
+
+LETTERS = Tokens()
+COMMANDS = ("ZERO", "ONE", "TWO", "THREE", "UP", "DOWN", "LEFT", "RIGHT", "STOP", "GO", "ON", "OFF")
+LEXICON = lexicons.from_words(COMMANDS, LETTERS)
+MODES = {
+    "lexicon": {},
+    "open": {"mode": "open"},
+    "logadd": {"merge": "logadd"},
+    "histories": {"nbest": 5},
+    "summed histories": {"merge": "logadd", "nbest": 5, "mode": "open"},
+    "collapse": {"collapse": 0.9},
+    "tokens": {"mode": "tokens", "word_score": 0.5},
+}
+HOTWORDS = {"GO UP": 2.0, "QUICKLY": 6.0, "STOP": -1.0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lm")
+    draw = random.Random(0)
+    lines = [" ".join(draw.choices(COMMANDS, k=draw.randint(1, 6))) for _ in range(300)]
+    write_arpa(train(lines, 3), folder / "words.arpa")
+    letters = [" ".join((*line.replace(" ", "|"), "|")) for line in lines]
+    write_arpa(train(letters, 4), folder / "letters.arpa")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lm(folder: Path) -> LanguageModel:
+    return open_lm(folder / "words.arpa")
+
+
+def spoken(text: str, seed: int, noise: float = 2.5, blanks: int = 3) -> np.ndarray:
+    """Emissions of a noisy, peaked model that is right in most frames."""
+    rng = np.random.default_rng(seed)
+    ids = [LETTERS.blank]
+    for label in LETTERS.encode(text):
+        ids += [label] * int(rng.integers(1, 3)) + [LETTERS.blank] * int(rng.integers(1, blanks))
+    logits_TV = rng.normal(0, noise, (len(ids), len(LETTERS)))
+    logits_TV[np.arange(len(ids)), ids] += 7
+    return logits_TV - np.log(np.exp(logits_TV).sum(axis=1, keepdims=True))
+
+
+def made(
+    engine: str, lm: LanguageModel, folder: Path, mode: str, hot: bool = False, **given: object
+) -> Search:
+    options = BeamOptions(**{"beam": 12, "threshold": 14.0, **MODES[mode], **given})
+    by_tokens = options.mode == "tokens"
+    return Search(
+        LETTERS,
+        None if by_tokens else LEXICON,
+        open_lm(folder / "letters.arpa") if by_tokens else lm,
+        options,
+        hotwords=HOTWORDS if hot else {},
+        engine=engine,  # type: ignore[arg-type]
+    )
+
+
+UTTERANCES = [
+    spoken(text, seed)
+    for seed, text in enumerate(
+        ["GO UP", "STOP", "ONE TWO THREE GO UP ON", "GO QUICKLY LEFT", "OFF", "RIGHT DOWN STOP GO"]
+    )
+] + [np.zeros((0, len(LETTERS))), spoken("UP", 9)[:1]]
+
+
+def same(found: list[Hypothesis], other: list[Hypothesis]) -> None:
+    assert [h.text for h in found] == [h.text for h in other]
+    for ours, theirs in zip(found, other, strict=True):
+        assert ours[1:4] == pytest.approx(theirs[1:4], abs=1e-6)
+        assert ours[4:] == theirs[4:]
+
+
+@pytest.mark.parametrize("hot", [False, True], ids=["plain", "hot"])
+@pytest.mark.parametrize("mode", MODES)
+def test_narrow_searches_of_both_engines_are_the_same(
+    lm: LanguageModel, folder: Path, mode: str, hot: bool
+) -> None:
+    times = mode in ("lexicon", "open", "tokens")
+    engines = [made(name, lm, folder, mode, hot, times=times) for name in ("numba", "torch")]
+    for found, other in zip(*(engine.batch(UTTERANCES) for engine in engines), strict=True):
+        same(found, other)
+
+
+@pytest.mark.parametrize("engine", ["numba", "torch"])
+@pytest.mark.parametrize("mode", ["lexicon", "open", "histories", "collapse"])
+def test_neither_order_nor_company_of_utterances_matters(
+    lm: LanguageModel, folder: Path, mode: str, engine: str
+) -> None:
+    search = made(engine, lm, folder, mode)
+    alone = [search(logp_TV) for logp_TV in UTTERANCES]
+    order = random.Random(1).sample(range(len(UTTERANCES)), len(UTTERANCES))
+    together = search.batch([UTTERANCES[n] for n in order])
+    assert together == [alone[n] for n in order]
+    assert search.batch([]) == []
+
+
+def test_threads_decode_the_same(lm: LanguageModel) -> None:
+    one, many = (Search(LETTERS, LEXICON, lm, engine="numba", threads=n) for n in (1, 3))
+    assert many.batch(UTTERANCES) == one.batch(UTTERANCES)
+
+
+@pytest.mark.parametrize("engine", ["numba", "torch"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("seed", range(3))
+def test_frames_that_come_bit_by_bit_give_the_same(
+    lm: LanguageModel, folder: Path, mode: str, engine: str, seed: int
+) -> None:
+    search = made(engine, lm, folder, mode, hot=True, times=True)
+    text = "GO UP STOP ONE QUICKLY TWO ON OFF"
+    logp_TV = spoken(text, seed, noise=2)
+    stream, committed, rng = search.stream(), "", random.Random(seed)
+    at = 0
+    while at < len(logp_TV):
+        size = rng.choice([0, 1, 2, 7, 20])
+        now = stream.step(logp_TV[at : at + size])
+        assert now.startswith(committed)
+        committed, at = now, at + size
+    final = stream.finish()
+    same(final, search(logp_TV))
+    assert all(h.text.startswith(committed) for h in final)
+
+
+@pytest.mark.parametrize("engine", ["numba", "torch"])
+def test_a_long_stream_settles_its_text_and_stays_small(lm: LanguageModel, engine: str) -> None:
+    search = Search(LETTERS, LEXICON, lm, BeamOptions(times=True), engine=engine)  # type: ignore[arg-type]
+    logp_TV = spoken("GO UP STOP ONE", 0, noise=1.5)
+    stream, rows, frames = search.stream(), [], []
+    for _ in range(25):
+        stream.step(logp_TV)
+        rows.append(len(stream._beam.trace.token))
+        frames.append(sum(map(len, stream._frames)))
+    assert stream.committed.split()[:40] == ["GO", "UP", "STOP", "ONE"] * 10
+    assert max(rows) < 20 * len(logp_TV)
+    assert max(frames) < 2 * len(logp_TV)
+    words = stream.finish()[0].words
+    assert [span.text for span in words] == ["GO", "UP", "STOP", "ONE"] * 25
+    assert all(a.end <= b.begin for a, b in itertools.pairwise(words))
+
+
+def test_nothing_is_settled_while_hypotheses_disagree() -> None:
+    search = Search(LETTERS, LEXICON, None, BeamOptions(threshold=1e6, token_threshold=1e6))
+    beam = search.advance(search.start(), search.finite(spoken("GO UP", 0)))
+    assert settle(search.space, beam) is None
+
+
+@pytest.mark.parametrize("engine", ["numba", "torch"])
+def test_words_and_letters_are_where_they_were_spoken(lm: LanguageModel, engine: str) -> None:
+    frames = "--GGO-O-|--U-P|-STT-O-P--"
+    logp_TV = np.full((len(frames), len(LETTERS)), -20.0)
+    ids = [LETTERS.blank if s == "-" else LETTERS.symbols.index(s) for s in frames]
+    logp_TV[np.arange(len(ids)), ids] = -1e-6
+    lexicon = lexicons.from_words(["GOO", "UP", "STOP"], LETTERS)
+    for mode in ("lexicon", "open"):
+        options = BeamOptions(times=True, mode=mode, unk_score=0.0)
+        search = Search(LETTERS, lexicon, None, options, engine=engine)  # type: ignore[arg-type]
+        [found] = search(logp_TV)
+        assert found.words == (Span("GOO", 2, 7), Span("UP", 11, 14), Span("STOP", 16, 23))
+        assert found.tokens[:4] == (
+            Span("G", 2, 4),
+            Span("O", 4, 5),
+            Span("O", 6, 7),
+            Span("|", 8, 9),
+        )
+    options = BeamOptions(times=True, mode="tokens")
+    [found] = Search(LETTERS, None, None, options, engine=engine)(logp_TV)  # type: ignore[arg-type]
+    assert found.words == (Span("GOO", 2, 7), Span("UP", 11, 14), Span("STOP", 16, 23))
+
+
+def test_a_kenlm_binary_is_asked_to_the_same_effect(lm: LanguageModel, folder: Path) -> None:
+    binary = kenlm_binary.read(folder / "words.arpa")
+    words = lexicons.from_words(COMMANDS, LETTERS)  # an ARPA file's words cannot be listed so
+    options = BeamOptions(mode="lexicon", nbest=3)
+    asked = Search(LETTERS, words, binary, options)
+    assert asked.engine == "torch"
+    known = Search(LETTERS, words, lm, options, engine="numba")
+    for logp_TV in UTTERANCES:
+        found, other = asked(logp_TV), known(logp_TV)
+        assert [h.text for h in found] == [h.text for h in other]
+        assert [h.score for h in found] == pytest.approx([h.score for h in other], abs=1e-4)
+    with pytest.raises(ConfigError, match="cannot read KenLM binaries"):
+        Search(LETTERS, words, binary, options, engine="numba")
+
+
+def test_engines_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="numba engine on cuda"):
+        Search(LETTERS, LEXICON, engine="numba", device="cuda")
+    monkeypatch.setattr("w2vtool.decoder.beam.find_spec", lambda name: None)
+    assert Search(LETTERS, LEXICON).engine == "torch"
+    with pytest.raises(ConfigError, match="without numba") as caught:
+        Search(LETTERS, LEXICON, engine="numba")
+    assert "w2vtool[fast]" in str(caught.value.hint)
+
+
+def test_a_hotword_outside_of_the_lexicon_comes_out(lm: LanguageModel) -> None:
+    logp_TV = spoken("GO QUICKLY LEFT", 1, noise=0.5)
+    plain = Search(LETTERS, LEXICON, lm, BeamOptions(threshold=200))(logp_TV)[0]
+    hot = Search(LETTERS, LEXICON, lm, hotwords={"QUICKLY": 5.0})(logp_TV)[0]
+    assert "QUICKLY" not in plain.text
+    assert hot.text == "GO QUICKLY LEFT"
+
+
+def test_bad_hotwords_are_all_named() -> None:
+    hotwords = {"quick": 1.0, "GO É": 1.0, " ": 2.0, "GO": math.nan, "UP": 1.0}
+    with pytest.raises(DataError) as caught:
+        Search(LETTERS, LEXICON, hotwords=hotwords)
+    text = str(caught.value)
+    for problem in ("'quick': no token for c i k q u", "'GO É': no token for É", "' ': no letters"):
+        assert problem in text
+    assert "'GO': a weight of nan" in text
+    assert "'UP'" not in text
+    assert "same case" in text
+
+
+def test_ten_thousand_hotwords_take_no_more_steps_than_ten(lm: LanguageModel) -> None:
+    draw = random.Random(0)
+    names = ["".join(draw.choices("AEIOUNRST", k=6)) for _ in range(10_000)]
+    few = dict.fromkeys(names[:10], 1.0)
+    many = {f"{name} {other}": 1.0 for name, other in itertools.pairwise(names)}
+    spaces = [Search(LETTERS, LEXICON, lm, hotwords=hot).space for hot in (few, many)]
+    assert len(spaces[1].hot.backoff) > 1000 * len(spaces[0].hot.first) / 2
+    for space in spaces:  # one way back from everywhere
+        assert (space.hot.back[space.hot.back] == 0).all()
+
+
+def test_a_search_over_tokens_takes_no_lexicon() -> None:
+    with pytest.raises(ConfigError, match="no use for a lexicon"):
+        Search(LETTERS, LEXICON, options=BeamOptions(mode="tokens"))
+
+
+@pytest.mark.parametrize("engine", ["numba", "torch"])
+def test_without_anything_the_best_path_comes_out(engine: str) -> None:
+    from w2vtool.decoder.greedy import greedy
+
+    search = Search(LETTERS, options=BeamOptions(mode="tokens"), engine=engine)  # type: ignore[arg-type]
+    for logp_TV in UTTERANCES:
+        masked = logp_TV.copy()
+        masked[:, 1:4] = -30  # <unk> and the like, which never come out
+        found, best = search(masked)[0], greedy(masked, LETTERS)
+        assert (found.text, found.score) == (best.text, pytest.approx(best.score))
+
+
+def test_a_doubled_letter_at_the_end_of_a_word_needs_a_blank() -> None:
+    tokens = Tokens(("<s>", "A", "B"), kind="sentencepiece")  # so that no "|" ends words
+    search = Search(tokens, Lexicon(("BAA", "BA"), ((2, 1, 1), (2, 1))))
+    logp_TV = np.full((4, 3), -20.0)
+    logp_TV[np.arange(4), [2, 1, 1, 0]] = 0.0
+    assert search(logp_TV)[0][:2] == ("BA", 0.0)
+    logp_TV = np.full((4, 3), -20.0)
+    logp_TV[np.arange(4), [2, 1, 0, 1]] = 0.0
+    assert search(logp_TV)[0].text == "BAA"
+
+
+def test_a_prefix_is_read_before_the_rest() -> None:
+    text = results.Text(("A",), (0,), (5, 4), (0, 3), (0,), -1.0)
+    both = results.Prefix(text).then(text)
+    assert both == results.Text(("A", "A"), (0, 0), (5, 4, 5, 4), (0, 3, 0, 3), (0, 2), -2.0)

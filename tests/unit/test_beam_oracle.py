@@ -1,0 +1,173 @@
+"""Both engines against all paths written out, in every mode."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from oracle import Task, expected
+
+from w2vtool.decoder.beam import BeamOptions, Search
+from w2vtool.decoder.lexicon import Lexicon
+from w2vtool.decoder.lm import LanguageModel, open_lm
+from w2vtool.decoder.lm_train import train, write_arpa
+from w2vtool.tokens import Tokens
+
+LETTERS = Tokens(("-", "|", "A", "B"))
+PIECES = Tokens(("<s>", "▁A", "B", "C"), kind="sentencepiece")
+WORDS = ("A", "B", "AB", "AA", "BA", "BAA")
+# words of one spelling, and words with several
+LETTER_LEXICON = Lexicon(
+    ("A", "B", "AB", "AA", "BA", "read", "BAA", "Bee"),
+    ((2, 1), (3, 1), (2, 3, 1), (2, 2, 1), (3, 2, 1), (2, 3, 1), (3, 2, 2, 1), (3, 1)),
+)
+# ends and begins with the same piece, doubled letters at the end, a spelling inside of another
+PIECE_LEXICON = Lexicon(
+    ("A", "ab", "abb", "c", "cc", "cb"), ((1,), (1, 2), (1, 2, 2), (3,), (3, 3), (3, 2))
+)
+WIDE = {"beam": 20_000, "threshold": math.inf, "token_threshold": math.inf}
+
+
+def text(words: tuple[str, ...], count: int, seed: int = 0) -> list[str]:
+    draw = random.Random(seed)
+    odds = range(len(words), 0, -1)
+    return [" ".join(draw.choices(words, odds, k=draw.randint(1, 5))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel]:
+    """Of words (it lacks BA and BAA, and knows ABA), of letters, and of words in pieces."""
+    folder = tmp_path_factory.mktemp("lm")
+    corpora = {
+        "words": (text(("A", "B", "AB", "AA", "read", "ABA"), 300), 3),
+        "letters": ([" ".join((*line.replace(" ", "|"), "|")) for line in text(WORDS, 200)], 4),
+        "pieces": (text(PIECE_LEXICON.words, 200), 2),
+    }
+    found = {}
+    for name, (lines, order) in corpora.items():
+        write_arpa(train(lines, order), folder / f"{name}.arpa")
+        found[name] = open_lm(folder / f"{name}.arpa")
+    return found
+
+
+# name: tokens, lexicon, language model, mode
+CASES = {
+    "lexicon+lm": (LETTERS, LETTER_LEXICON, "words", "lexicon"),
+    "lexicon": (LETTERS, LETTER_LEXICON, None, "lexicon"),
+    "open+lm": (LETTERS, None, "words", "open"),
+    "open+lexicon+lm": (LETTERS, LETTER_LEXICON, "words", "open"),
+    "open": (LETTERS, None, None, "open"),
+    "letters+lm": (LETTERS, None, "letters", "tokens"),
+    "ctc": (LETTERS, None, None, "tokens"),
+    "pieces+lm": (PIECES, PIECE_LEXICON, "pieces", "lexicon"),
+    "pieces": (PIECES, PIECE_LEXICON, None, "lexicon"),
+}
+HOTWORDS = {
+    LETTERS: [{}, {"BA": 2.0}, {"A B": 1.5, "B": -1.0, "A B A": 3.0}, {"BB A": 4.0, "AA": 1.0}],
+    PIECES: [{}, {"c A": 1.5, "A": -0.5, "A c A": 2.0}],
+}
+
+
+def drawn(seed: int, case: str, models: dict[str, LanguageModel], **given: object) -> Task:
+    """A task with random weights."""
+    rng = np.random.default_rng(seed)
+    tokens, lexicon, model, mode = CASES[case]
+    options = BeamOptions(
+        **WIDE,
+        lm_weight=float(rng.uniform(0, 3)),
+        word_score=float(rng.normal()),
+        sil_score=float(rng.choice([0.0, -0.5, 0.3])),
+        unk_score=float(rng.normal(0, 2)),
+        unk_letter_score=float(-rng.uniform(0, 2)),
+        mode=mode,
+        **given,
+    )
+    choices = HOTWORDS[tokens]
+    hotwords = choices[int(rng.integers(len(choices)))]
+    return Task(tokens, lexicon, models[model] if model else None, options, hotwords)
+
+
+def emissions(seed: int, frames: int, tokens: int = 4) -> np.ndarray:
+    """Random log-probabilities; sometimes some are -inf, or a frame is all blank."""
+    rng = np.random.default_rng(seed)
+    x_TV = rng.normal(0, rng.uniform(0.5, 4), (frames, tokens))
+    logp_TV = x_TV - np.log(np.exp(x_TV).sum(axis=1, keepdims=True))
+    kind = rng.integers(4)
+    if kind == 0:
+        logp_TV[rng.random(logp_TV.shape) < 0.2] = -np.inf
+        logp_TV[:, 0] = np.maximum(logp_TV[:, 0], -5)
+    if kind == 1 and frames:
+        logp_TV[rng.integers(frames)] = [-0.001, -9, -9, -9]
+    return logp_TV
+
+
+def search(task: Task, engine: str) -> Search:
+    return Search(
+        task.tokens,
+        task.lexicon,
+        task.lm,
+        task.options,
+        hotwords=task.hotwords,
+        engine=engine,  # type: ignore[arg-type]
+    )
+
+
+def check(task: Task, logp_TV: np.ndarray, engine: str) -> None:
+    """The best, or the whole list, is what the definition says."""
+    found = [h for h in search(task, engine)(logp_TV) if h.score > -1e8]
+    truth = [row for row in expected(task, logp_TV) if row[0] > -1e8]
+    scores = {row[1]: row[0] for row in truth}
+    exact = task.options.merge == "max" or task.options.by_history
+    for hypothesis in found:
+        if exact:
+            assert hypothesis.score == pytest.approx(scores[hypothesis.text], abs=1e-4)
+        else:  # a sum over some of the paths
+            assert hypothesis.score <= scores[hypothesis.text] + 1e-4
+    if exact:
+        number = min(task.options.nbest, len(truth)) if task.options.by_history else 1
+        assert [h.score for h in found[:number]] == pytest.approx(
+            [score for score, _ in truth[:number]], abs=1e-4
+        )
+
+
+seeds = st.integers(0, 2**32 - 1)
+RULES = st.sampled_from(
+    [
+        {},
+        {"merge": "logadd", "recombine": "history"},
+        {"merge": "logadd"},
+        {"nbest": 8},
+        {"nbest": 8, "merge": "logadd", "recombine": "history"},
+    ]
+)
+ENGINES = st.sampled_from(["numba", "torch"])
+quiet = settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.mark.parametrize("case", CASES)
+@settings(quiet, max_examples=30)
+@given(seed=seeds, frames=st.integers(0, 5), rules=RULES, engine=ENGINES)
+def test_a_wide_search_finds_what_all_paths_say(
+    models: dict[str, LanguageModel], case: str, seed: int, frames: int, rules: dict, engine: str
+) -> None:
+    check(drawn(seed, case, models, **rules), emissions(seed, frames), engine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["numba", "torch"])
+@pytest.mark.parametrize("case", CASES)
+@settings(quiet, max_examples=500)
+@given(seed=seeds, frames=st.integers(0, 6), rules=RULES)
+def test_a_wide_search_finds_what_all_paths_say_in_many_cases(
+    models: dict[str, LanguageModel], case: str, engine: str, seed: int, frames: int, rules: dict
+) -> None:
+    check(drawn(seed, case, models, **rules), emissions(seed, frames), engine)

@@ -1,0 +1,339 @@
+"""The beam search on tensors, many utterances at once: the engine for GPUs, and without numba.
+
+Goes in: a ``Space``, options, beams and their next frames. Goes out: the beams after these frames.
+It means what ``beam_numba`` means (see there), frame by frame; slots and candidates of all
+utterances lie in one flat list, so the work follows what is alive and padding does not exist.
+
+Why float64: sums over an hour of frames, and results equal to the other engine's to many digits.
+"""
+
+# B utterances   n slots   c candidates   V tokens
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from w2vtool.decoder.beams import (
+    BLANK,
+    BLANK_TRACE,
+    FREE,
+    HISTORY,
+    HOT,
+    IN_WORD,
+    LAST,
+    LM,
+    NODE,
+    TOKEN,
+    TOKEN_TRACE,
+    UNKNOWN_WORD,
+    Beam,
+)
+from w2vtool.decoder.candidates import (
+    NEVER,
+    Candidates,
+    Slots,
+    Traces,
+    greatest,
+    mix,
+    ragged,
+    survivors,
+)
+from w2vtool.decoder.ngram import NGram
+from w2vtool.decoder.options import BeamOptions
+from w2vtool.decoder.search_space import ROOT, Space
+from w2vtool.decoder.tensors import Asked, Query, arcs_query, child, to_map
+
+
+class _Frame(NamedTuple):
+    """What the slots meet in one frame."""
+
+    e: Tensor  # float64 [B, V]
+    tried: Tensor  # float64 [B, V], the same without tokens that are not worth a try
+    most: Tensor  # float64 [B], the greatest of these
+    top: Tensor  # float64 [n], both scores joined
+    trace: Tensor  # int64 [n], of the better one
+    limit: Tensor  # float64 [B], what scores must be above
+
+
+class Engine:
+    """See the module. KenLM binaries are asked on the CPU, one utterance after another."""
+
+    def __init__(self, space: Space, options: BeamOptions, device: str = "cpu") -> None:
+        self.space, self.options = space, options
+        self.device = torch.device(device)
+        self._map = to_map(space, self.device)
+        self._asked = space.lm is not None and not isinstance(space.lm, NGram)
+        self._hot = arcs_query(space.hot, self.device)
+        self._lm = arcs_query(space.arcs, self.device)
+        self._homophones = bool((np.diff(space.word_begin) > 1).any())
+        self._by_history = options.by_history or options.summing
+        self._bonus = space.bonus(options)
+        self._unknown_look = options.lm_weight * space.unknown_log10
+
+    @torch.inference_mode()
+    def advance(self, started: Sequence[Beam], frames: Sequence[np.ndarray]) -> list[Beam]:
+        """Beams after more frames, float64 [T, V] each, of finite numbers."""
+        if not self._asked:
+            return self._many(list(started), frames, self._lm)
+        done = []
+        for beam, logp_TV in zip(started, frames, strict=True):
+            assert self.space.lm is not None
+            states = beam.states or Asked(self.space.lm, self.space.words)
+            [after] = self._many([beam], [logp_TV], states.query)
+            after.states = states
+            done.append(after)
+        return done
+
+    def _many(self, started: list[Beam], frames: Sequence[np.ndarray], lm: Query) -> list[Beam]:
+        lengths = torch.tensor([len(logp_TV) for logp_TV in frames], device=self.device)
+        begins = torch.cumsum(lengths, 0) - lengths
+        if not len(frames):
+            return []
+        flat = torch.from_numpy(np.concatenate(frames)).to(self.device)
+        slots, traces = Traces.of(started, self.device)
+        seen = torch.tensor([beam.frames for beam in started], device=self.device)
+        blank_B = torch.tensor([beam.blank for beam in started], device=self.device)
+        ended: list[Slots] = []
+        stops = set(map(len, frames))
+        for t in range(max(stops) + 1):
+            if t in stops:
+                stay = lengths[slots.utterance] > t
+                ended.append(slots.pick(~stay))
+                slots = slots.pick(stay)
+            if not len(slots.utterance):
+                break
+            row_B = (begins + t).clamp(max=len(flat) - 1)
+            sure_B = flat[row_B, self.space.tokens.blank] > np.log(self.options.collapse)
+            skipped = (sure_B & blank_B)[slots.utterance]
+            blank_B = torch.where(lengths > t, sure_B, blank_B)
+            if self.options.collapse < 1 and bool(skipped.any()):
+                passed = self._pass(slots.pick(skipped), flat, row_B)
+                slots = slots.pick(~skipped)
+                if len(slots.utterance):
+                    slots = traces.extend(self._step(slots, flat[row_B], lm), seen + t)
+                slots = Slots(*(torch.cat(pair) for pair in zip(slots, passed, strict=True)))
+            else:
+                slots = traces.extend(self._step(slots, flat[row_B], lm), seen + t)
+        return traces.split(ended, started, frames, blank_B.tolist())
+
+    def _pass(self, slots: Slots, flat: Tensor, row_B: Tensor) -> Slots:
+        """One more frame of a run of blanks."""
+        places, scores = slots.places.clone(), slots.scores.clone()
+        better = slots.scores[:, TOKEN] > slots.scores[:, BLANK]
+        places[better, BLANK_TRACE] = places[better, TOKEN_TRACE]
+        e = flat[row_B[slots.utterance], self.space.tokens.blank]
+        scores[:, BLANK] = self._both(slots.scores) + e
+        scores[:, TOKEN] = NEVER
+        return Slots(slots.utterance, places, scores)
+
+    def _both(self, scores: Tensor) -> Tensor:
+        """One score of two: the better one, or their sum."""
+        if self.options.summing:
+            return torch.logaddexp(scores[:, BLANK], scores[:, TOKEN])
+        return scores.amax(1)
+
+    def _step(self, slots: Slots, e_BV: Tensor, lm: Query) -> Candidates:
+        """The slots after a frame, with what is new in them."""
+        floor = e_BV.amax(1, keepdim=True) - self.options.token_threshold
+        tried_BV = torch.where(e_BV >= floor, e_BV, NEVER)
+        tried_BV[:, self.space.tokens.blank] = NEVER
+        blank, token = slots.scores[:, BLANK], slots.scores[:, TOKEN]
+        places = slots.places
+        trace = torch.where(blank >= token, places[:, BLANK_TRACE], places[:, TOKEN_TRACE])
+        top = self._both(slots.scores)
+        stays = self._stay(slots, e_BV, top, trace)
+        best = torch.full((len(e_BV),), NEVER, dtype=torch.float64, device=self.device)
+        best.scatter_reduce_(0, slots.utterance, stays.scores.amax(1), "amax")
+        limit = best - self.options.threshold
+        frame = _Frame(e_BV, tried_BV, tried_BV.amax(1), top, trace, limit)
+        if not self.options.summing and self.device.type == "cpu":
+            frame = self._look_ahead(slots, frame, best, lm)
+        found = [stays, *self._spell(slots, frame, lm)]
+        if self.space.open:
+            found += [self._spell_freely(slots, frame), self._end_unknown(slots, frame, lm)]
+        pool = Candidates(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+        return survivors(pool, best, self.options)
+
+    def _look_ahead(self, slots: Slots, frame: _Frame, best: Tensor, lm: Query) -> _Frame:
+        """The frame with the limit that the best slots' children set.
+
+        Changes nothing that stays in the end: it only saves most of the candidates that would not.
+        On a GPU, where the number of steps counts and not their size, it would not pay.
+        """
+        _, row = greatest(frame.top, slots.utterance, len(best))
+        row = row[row < len(frame.top)]
+        narrow = frame._replace(top=frame.top[row], trace=frame.trace[row])
+        for found in self._spell(slots.pick(row), narrow, lm):
+            best.scatter_reduce_(0, found.utterance, found.scores[:, TOKEN], "amax")
+        return frame._replace(limit=best - self.options.threshold)
+
+    def _stay(self, slots: Slots, e_BV: Tensor, top: Tensor, trace: Tensor) -> Candidates:
+        """Every slot with a blank, and with its token once more."""
+        places = slots.places.clone()
+        last = places[:, LAST]
+        again = slots.scores[:, TOKEN]
+        if self.space.separator >= 0:  # any number of "|" between words
+            root = places[:, NODE] == ROOT
+            again = torch.where(root, top, again)
+            places[:, TOKEN_TRACE] = torch.where(root, trace, places[:, TOKEN_TRACE])
+        gain = e_BV[slots.utterance, last.clamp(min=0)]
+        gain = gain + self.options.sil_score * (last == self.space.silence)
+        again = again + torch.where(last >= 0, gain, NEVER)
+        places[:, BLANK_TRACE] = trace
+        e_blank = e_BV[slots.utterance, self.space.tokens.blank]
+        scores = torch.stack([top + e_blank, again], 1)
+        none = torch.full_like(last, -1)
+        return Candidates(slots.utterance, places, scores, none, none, torch.zeros_like(top))
+
+    def _spell(self, slots: Slots, frame: _Frame, lm: Query) -> list[Candidates]:
+        """Children of the trie: further into a word, and to the ends of words."""
+        m, node = self._map, slots.places[:, NODE]
+        look = m.look[node.clamp(min=0)]
+        # looks only fall on the way down, so few tokens of few slots are worth a search
+        need = frame.limit[slots.utterance] - frame.top
+        ending = need + look - self._bonus
+        if self.space.separator >= 0:
+            slot, token = self._pairs(slots, frame, need, ending - self.options.sil_score)
+        else:
+            need = torch.minimum(need, ending) - max(self.options.sil_score, 0.0)
+            slot, token = self._pairs(slots, frame, need)
+        below = self._child(node[slot], token)
+        rows = torch.nonzero(below >= 0).squeeze(1)
+        slot, token, below = slot[rows], token[rows], below[rows]
+        total, before = self._after(slots, frame, slot, token)
+        total = total - look[slot]
+        inner = total + m.look[below]
+        deeper = m.has_children[below] & (inner > frame.limit[slots.utterance[slot]])
+        rows = torch.nonzero(deeper).squeeze(1)
+        found = self._new(slots, slot[rows], inner[rows], before[rows], token[rows], below[rows])
+        number = m.word_begin[below + 1] - m.word_begin[below]
+        ends = torch.nonzero((number > 0) & (total > NEVER)).squeeze(1)
+        place = torch.zeros_like(ends)
+        if self._homophones:
+            entry, place = ragged(number[ends])
+            ends = ends[entry]
+        word = m.node_words[m.word_begin[below[ends]] + place]
+        reached = slot[ends], total[ends], before[ends]
+        return [found, self._end(slots, frame, lm, reached, token[ends], word)]
+
+    def _pairs(
+        self, slots: Slots, frame: _Frame, need: Tensor, ending: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Slots and tokens above what each slot needs; ``|`` has a need of its own."""
+        owner = slots.utterance
+        some = frame.most[owner] > need
+        if ending is not None:
+            some |= frame.tried[owner, self.space.separator] > ending
+        rows = torch.nonzero(some).squeeze(1)
+        offered = frame.tried[owner[rows]]
+        good = offered > need[rows, None]
+        if ending is not None:
+            good[:, self.space.separator] = offered[:, self.space.separator] > ending[rows]
+        row, token = torch.nonzero(good, as_tuple=True)
+        return rows[row], token
+
+    def _child(self, node: Tensor, token: Tensor) -> Tensor:
+        return child(self._map, node, token, len(self.space.tokens), self.space.first_root)
+
+    def _end(
+        self,
+        slots: Slots,
+        frame: _Frame,
+        lm: Query,
+        reached: tuple[Tensor, Tensor, Tensor],
+        token: Tensor,
+        word: Tensor,
+    ) -> Candidates:
+        """Ends of known words; ``reached`` are slots, scores without the word, traces."""
+        slot, total, before = reached
+        limit = frame.limit[slots.utterance[slot]]
+        rows = torch.nonzero(total + self._bonus > limit).squeeze(1)
+        slot, total, before, limit = slot[rows], total[rows], before[rows], limit[rows]
+        token, word = token[rows], word[rows]
+        places = slots.places[slot]
+        log10, next_lm = lm(places[:, LM], self._map.lm_row[word])
+        gain, next_hot = self._hot(places[:, HOT], self._map.hot_row[word])
+        total = total + self.options.lm_weight * log10 + gain + self.options.word_score
+        rows = torch.nonzero(total > limit).squeeze(1)
+        landing = self._map.landing[token[rows]]
+        found = self._new(slots, slot[rows], total[rows], before[rows], token[rows], landing)
+        found.places[:, LM], found.places[:, HOT] = next_lm[rows], next_hot[rows]
+        if self._by_history:
+            found.places[:, HISTORY] = mix(found.places[:, HISTORY], word[rows])
+        return found._replace(word=word[rows], log10=log10[rows])
+
+    def _after(
+        self, slots: Slots, frame: _Frame, slot: Tensor, token: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Score and trace after a token; the same one again needs a blank between."""
+        same = token == slots.places[slot, LAST]
+        total = torch.where(same, slots.scores[slot, BLANK], frame.top[slot])
+        before = torch.where(same, slots.places[slot, BLANK_TRACE], frame.trace[slot])
+        total = total + frame.e[slots.utterance[slot], token]
+        if self.space.silence >= 0:
+            total = total + self.options.sil_score * (token == self.space.silence)
+        return total, before
+
+    def _new(
+        self, slots: Slots, slot: Tensor, total: Tensor, before: Tensor, token: Tensor, node: Tensor
+    ) -> Candidates:
+        """Candidates whose last frame is a new token inside of a word."""
+        places = slots.places[slot]
+        places[:, NODE], places[:, LAST] = node, token
+        places[:, BLANK_TRACE], places[:, TOKEN_TRACE] = -1, before
+        scores = torch.stack([torch.full_like(total, NEVER), total], 1)
+        inside = torch.full_like(token, IN_WORD)
+        return Candidates(
+            slots.utterance[slot], places, scores, token, inside, torch.zeros_like(total)
+        )
+
+    def _spell_freely(self, slots: Slots, frame: _Frame) -> Candidates:
+        """Letters that lead off the trie, or further off it."""
+        m, options, node = self._map, self.options, slots.places[:, NODE]
+        on_trie = node.clamp(min=0)
+        word = options.unk_score + self._unknown_look - m.look[on_trie]
+        off = word + options.unk_letter_score * (m.depth[on_trie] + 1)
+        gain = torch.where(node >= 0, off, options.unk_letter_score)
+        limit = frame.limit[slots.utterance]
+        slot, token = self._pairs(slots, frame, limit - frame.top - gain)
+        rows = torch.nonzero(m.is_letter[token]).squeeze(1)
+        slot, token = slot[rows], token[rows]
+        total, before = self._after(slots, frame, slot, token)
+        total = total + gain[slot]
+        keep = (total > limit[slot]) & (self._child(node[slot], token) < 0)
+        rows = torch.nonzero(keep).squeeze(1)
+        slot, token = slot[rows], token[rows]
+        target = mix(node[slot], token) | FREE
+        return self._new(slots, slot, total[rows], before[rows], token, target)
+
+    def _end_unknown(self, slots: Slots, frame: _Frame, lm: Query) -> Candidates:
+        """Ends of words that are not on the trie."""
+        m, options, separator = self._map, self.options, self.space.separator
+        node = slots.places[:, NODE]
+        on_trie = node.clamp(min=0)
+        worth = frame.tried[slots.utterance, separator] > NEVER
+        may = (node != ROOT) & worth & ((node < 0) | ~m.has_end[on_trie])
+        slot = torch.nonzero(may).squeeze(1)
+        node, on_trie = node[slot], on_trie[slot]
+        inside = options.unk_score + options.unk_letter_score * m.depth[on_trie] - m.look[on_trie]
+        total = frame.top[slot] + frame.e[slots.utterance[slot], separator] + options.sil_score
+        total = total + torch.where(node >= 0, inside, -self._unknown_look)
+        places = slots.places[slot]
+        row = torch.full_like(slot, self.space.unknown_row)
+        log10, next_lm = lm(places[:, LM], row)
+        gain, next_hot = self._hot(places[:, HOT], torch.zeros_like(slot))
+        total = total + options.lm_weight * log10 + gain
+        rows = torch.nonzero(total > frame.limit[slots.utterance[slot]]).squeeze(1)
+        slot, node = slot[rows], node[rows]
+        token = torch.full_like(slot, separator)
+        root = torch.full_like(slot, ROOT)
+        found = self._new(slots, slot, total[rows], frame.trace[slot], token, root)
+        found.places[:, LM], found.places[:, HOT] = next_lm[rows], next_hot[rows]
+        unknown = torch.full_like(slot, UNKNOWN_WORD)
+        found.places[:, HISTORY] = mix(found.places[:, HISTORY], mix(node, unknown))
+        return found._replace(word=unknown, log10=log10[rows])

@@ -1,0 +1,384 @@
+"""What a frame of the compiled search consists of: candidates, and how they meet.
+
+Goes in: a slot and the frame's log-probabilities. Goes out: candidates in a ``Pool``. Only
+``beam_numba`` calls this; everything here runs without the interpreter.
+"""
+
+# V tokens
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from w2vtool.decoder.beams import (
+    BLANK,
+    BLANK_TRACE,
+    FREE,
+    HISTORY,
+    HOT,
+    IN_WORD,
+    LAST,
+    LM,
+    MULTIPLIER,
+    NODE,
+    PLACES,
+    SHIFT,
+    TOKEN,
+    TOKEN_TRACE,
+    UNKNOWN_WORD,
+)
+from w2vtool.decoder.search_space import ROOT
+
+MEMO = 4096  # a power of 2
+NEW, WORD = PLACES, PLACES + 1  # more columns of a candidate: its new token, the word completed
+
+
+def compiled(function: Any, **given: Any) -> Any:
+    """Compile a function that allocates nothing.
+
+    Why an option of numba's own: counting references of arrays, which the caller holds anyway,
+    takes three quarters of the time (measured). Where numba no longer has it, all works without.
+    """
+    jit: Any = njit
+    try:
+        return jit(nogil=True, _nrt=False, **given)(function)
+    except KeyError:
+        return jit(nogil=True, **given)(function)
+
+
+def inlined(function: Any) -> Any:
+    """Compile as a part of what calls it: handing over this many arrays costs more than the rest.
+
+    (Measured: a third of the time.)
+    """
+    return compiled(function, inline="always")
+
+
+class Trie(NamedTuple):
+    """What the compiled code reads of a Space; see there."""
+
+    child_begin: Any
+    child_end: Any
+    token: Any
+    look: Any
+    depth: Any
+    word_begin: Any
+    node_words: Any
+    fan: Any
+    landing: Any
+    root_child: Any
+    is_letter: Any  # bool [V]
+    lm_row: Any
+    hot_row: Any
+
+
+class Rules(NamedTuple):
+    """Numbers of the options and of the Space."""
+
+    beam: int
+    threshold: float
+    token_threshold: float
+    lm_weight: float
+    word_score: float
+    sil_score: float
+    unk_score: float
+    unk_letter_score: float
+    unknown_look: float  # lm_weight * log10 P(<unk>), paid in advance
+    collapse: float  # log of it
+    bonus: float  # the most that a word can bring beyond its look
+    open: bool
+    summing: bool
+    by_history: bool  # candidates merge only if their words are the same
+    best_history: bool  # and then the best history of a state stays
+    blank: int
+    separator: int
+    silence: int
+    first_root: int
+    unknown_row: int
+
+
+class Pool(NamedTuple):
+    """Candidates of a frame, and a hash table of their places."""
+
+    places: Any  # int64 [capacity, 9]
+    scores: Any  # float64 [capacity, 2]
+    log10: Any  # float32 [capacity]
+    table: Any  # int32, rows of candidates or -1
+    spots: Any  # int64 [capacity], where in the table
+    count: Any  # int64 [1]
+    best: Any  # float64 [1]
+    asked: Any  # int64 [memo, 2], what the language model was asked lately, and the next state
+    answers: Any  # float64 [memo], and the score
+
+
+@inlined
+def mix(a, b):  # type: ignore[no-untyped-def]
+    """A hash of two int64."""
+    h = ((a ^ (b * MULTIPLIER)) + 1) * MULTIPLIER
+    return h ^ (h >> SHIFT)
+
+
+@inlined
+def query(arcs, state, word):  # type: ignore[no-untyped-def]
+    """The score of a word in a state, and the state after it; see ``hotwords.step``."""
+    first, words, score, target, backoff, back, _ = arcs
+    total = 0.0
+    while state != 0:
+        low, end = first[state], first[state + 1]
+        high = end
+        while low < high:
+            middle = (low + high) >> 1
+            if words[middle] < word:
+                low = middle + 1
+            else:
+                high = middle
+        if low < end and words[low] == word:
+            return total + score[low], np.int64(target[low])
+        total += backoff[state]
+        state = np.int64(back[state])
+    return total + score[word], np.int64(target[word])
+
+
+@inlined
+def _recall(pool, arcs, state, word):  # type: ignore[no-untyped-def]
+    """``query`` with a memory: a slot asks the same for as many frames as it lives."""
+    key = (state << 32) | word
+    row = mix(key, 0) & (MEMO - 1)
+    if pool.asked[row, 0] != key:
+        pool.answers[row], pool.asked[row, 1] = query(arcs, state, word)
+        pool.asked[row, 0] = key
+    return pool.answers[row], pool.asked[row, 1]
+
+
+@inlined
+def join(rules, a, b):  # type: ignore[no-untyped-def]
+    """One score of two: the better one, or their sum."""
+    if a < b:
+        a, b = b, a
+    if rules.summing and b > -np.inf:
+        return a + np.log1p(np.exp(b - a))
+    return a
+
+
+@njit(nogil=True)
+def new_pool(capacity):  # type: ignore[no-untyped-def]
+    """An empty pool."""
+    size = 16
+    while size < 4 * capacity:
+        size *= 2
+    return Pool(
+        np.empty((capacity, PLACES + 2), np.int64),
+        np.empty((capacity, 2), np.float64),
+        np.empty(capacity, np.float32),
+        np.full(size, -1, np.int32),
+        np.empty(capacity, np.int64),
+        np.zeros(1, np.int64),
+        np.zeros(1, np.float64),
+        np.full((MEMO, 2), -1, np.int64),
+        np.empty(MEMO, np.float64),
+    )
+
+
+@inlined
+def _find(pool, by_history, lm, hot, node, history):  # type: ignore[no-untyped-def]
+    """Row of the candidate of a place, made where there is none: then it has no scores."""
+    places, table = pool.places, pool.table
+    mask = len(table) - 1
+    spot = (mix(history, node) if by_history else mix(mix(lm, hot), node)) & mask
+    while table[spot] >= 0:
+        row = table[spot]
+        if places[row, NODE] == node:
+            if by_history:
+                if places[row, HISTORY] == history:
+                    return row
+            elif places[row, LM] == lm and places[row, HOT] == hot:
+                return row
+        spot = (spot + 1) & mask
+    row = pool.count[0]
+    pool.count[0] += 1
+    table[spot] = row
+    pool.spots[row] = spot
+    places[row, LM], places[row, HOT], places[row, NODE] = lm, hot, node
+    places[row, HISTORY] = history
+    places[row, BLANK_TRACE] = places[row, TOKEN_TRACE] = places[row, NEW] = -1
+    pool.scores[row, BLANK] = pool.scores[row, TOKEN] = -np.inf
+    return row
+
+
+@inlined
+def _reach(  # type: ignore[no-untyped-def]
+    pool, rules, score, before, token, word, log10, lm, hot, node, history
+):
+    """Offer a hypothesis whose last frame is a new token."""
+    row = _find(pool, rules.by_history, lm, hot, node, history)
+    there = pool.scores[row, TOKEN]
+    pool.places[row, LAST] = token
+    if score > there:
+        pool.places[row, TOKEN_TRACE] = before
+        pool.places[row, NEW] = token
+        pool.places[row, WORD] = word
+        pool.log10[row] = log10
+        pool.scores[row, TOKEN] = score
+        if score > pool.best[0] and not rules.summing:
+            pool.best[0] = score
+    if rules.summing:
+        pool.scores[row, TOKEN] = join(rules, there, score)
+
+
+@inlined
+def stay(pool, rules, e, places, scores):  # type: ignore[no-untyped-def]
+    """Offer every slot a blank, and its token once more; note the best of these."""
+    for k in range(len(places)):
+        node, last = places[k, NODE], places[k, LAST]
+        blank, token = scores[k, BLANK], scores[k, TOKEN]
+        trace = places[k, BLANK_TRACE] if blank >= token else places[k, TOKEN_TRACE]
+        top = join(rules, blank, token)
+        if node == ROOT and rules.separator >= 0:
+            again, again_trace = top, trace  # any number of "|" between words
+        else:
+            again, again_trace = token, places[k, TOKEN_TRACE]
+        again += e[last] if last >= 0 else -np.inf
+        if last == rules.silence:
+            again += rules.sil_score
+        row = _find(pool, rules.by_history, places[k, LM], places[k, HOT], node, places[k, HISTORY])
+        pool.places[row, LAST] = last
+        pool.scores[row, BLANK] = top + e[rules.blank]
+        pool.scores[row, TOKEN] = again
+        pool.places[row, BLANK_TRACE] = trace
+        pool.places[row, TOKEN_TRACE] = again_trace
+        pool.best[0] = max(pool.best[0], top + e[rules.blank], again)
+
+
+@inlined
+def _take(pool, rules, trie, arcs, hot, place, score, before, child):  # type: ignore[no-untyped-def]
+    """Offer a child of the trie; ``score`` is free of what was paid in advance."""
+    token = trie.token[child]
+    lm, hot_state, history = place[LM], place[HOT], place[HISTORY]
+    limit = pool.best[0] - rules.threshold
+    if trie.child_begin[child] < trie.child_end[child]:
+        total = score + trie.look[child]
+        if total > limit:
+            _reach(pool, rules, total, before, token, IN_WORD, 0.0, lm, hot_state, child, history)
+    if score + rules.bonus <= limit:
+        return
+    for row in range(trie.word_begin[child], trie.word_begin[child + 1]):
+        word = trie.node_words[row]
+        log10, next_lm = _recall(pool, arcs, lm, np.int64(trie.lm_row[word]))
+        gain, next_hot = query(hot, hot_state, trie.hot_row[word])
+        total = score + rules.lm_weight * log10 + gain + rules.word_score
+        if total > limit:
+            next_history = mix(history, np.int64(word)) if rules.by_history else history
+            node = np.int64(trie.landing[token])
+            _reach(
+                pool, rules, total, before, token, word, log10, next_lm, next_hot, node,
+                next_history,
+            )  # fmt: skip
+
+
+@inlined
+def spell(pool, rules, trie, arcs, hot, e, active, place, score):  # type: ignore[no-untyped-def]
+    """Offer the children of a slot on the trie; the same token again only after a blank."""
+    node, last = place[NODE], place[LAST]
+    blank, token = score[BLANK], score[TOKEN]
+    top = join(rules, blank, token)
+    limit = pool.best[0] - rules.threshold
+    tokens, looks, word_begin, root_child = trie.token, trie.look, trie.word_begin, trie.root_child
+    look = looks[node]
+    at_root = node == ROOT or node >= rules.first_root
+    first, end = 0, len(active)
+    if not at_root:
+        first, end = trie.child_begin[node], trie.child_end[node]
+    # a token below this log-probability is of no use: looks only fall on the way down
+    need = limit - top
+    if rules.separator < 0:
+        need = min(need, need + look - rules.bonus) - max(rules.sil_score, 0.0)
+    if e[active[0]] <= need and rules.separator < 0:
+        return
+    need = max(need, e[active[-1]] - 1e-9)
+    for place_of in range(first, end):
+        child = root_child[active[place_of]] if at_root else place_of
+        if child < 0:
+            continue
+        v = tokens[child]
+        if e[v] <= need and v != rules.separator:
+            if at_root:
+                break
+            continue
+        if e[v] < e[active[-1]]:
+            continue
+        total = top + e[v] - look
+        if v == rules.silence:
+            total += rules.sil_score
+        ends = word_begin[child] < word_begin[child + 1]
+        if total + looks[child] <= limit and not (ends and total + rules.bonus > limit):
+            continue
+        before = place[BLANK_TRACE] if blank >= token else place[TOKEN_TRACE]
+        if v == last:
+            if blank == -np.inf:
+                continue
+            total += blank - top
+            before = place[BLANK_TRACE]
+        _take(pool, rules, trie, arcs, hot, place, total, before, child)
+
+
+@inlined
+def _has_child(trie, node, v):  # type: ignore[no-untyped-def]
+    for child in range(trie.child_begin[node], trie.child_end[node]):
+        if trie.token[child] == v:
+            return True
+    return False
+
+
+@inlined
+def spell_freely(pool, rules, trie, e, active, place, score):  # type: ignore[no-untyped-def]
+    """Offer letters that lead off the trie, or further off it."""
+    node, last = place[NODE], place[LAST]
+    blank, token = score[BLANK], score[TOKEN]
+    top = join(rules, blank, token)
+    trace = place[BLANK_TRACE] if blank >= token else place[TOKEN_TRACE]
+    gain = rules.unk_letter_score
+    if node >= 0:
+        off = rules.unk_score + rules.unknown_look + gain * (trie.depth[node] + 1)
+        gain = off - trie.look[node]
+    for v in active:
+        total = top + e[v] + gain
+        limit = pool.best[0] - rules.threshold
+        if total <= limit:
+            break
+        before = trace
+        if v == last:
+            total, before = blank + e[v] + gain, place[BLANK_TRACE]
+        if not trie.is_letter[v] or total <= limit or (node >= 0 and _has_child(trie, node, v)):
+            continue
+        target = mix(node, np.int64(v)) | FREE
+        _reach(
+            pool, rules, total, before, v, IN_WORD, 0.0, place[LM], place[HOT], target,
+            place[HISTORY],
+        )  # fmt: skip
+
+
+@inlined
+def end_unknown(pool, rules, trie, arcs, hot, e, place, score):  # type: ignore[no-untyped-def]
+    """Offer the end of a word that is not on the trie."""
+    node, separator = place[NODE], rules.separator
+    if node >= 0 and _has_child(trie, node, separator):
+        return
+    blank, token = score[BLANK], score[TOKEN]
+    before = place[BLANK_TRACE] if blank >= token else place[TOKEN_TRACE]
+    total = join(rules, blank, token) + e[separator] + rules.sil_score
+    if node >= 0:
+        total += rules.unk_score + rules.unk_letter_score * trie.depth[node] - trie.look[node]
+    else:
+        total -= rules.unknown_look
+    log10, lm = _recall(pool, arcs, place[LM], rules.unknown_row)
+    gain, hot_state = query(hot, place[HOT], 0)
+    total += rules.lm_weight * log10 + gain
+    if total > pool.best[0] - rules.threshold:
+        history = mix(place[HISTORY], mix(node, np.int64(UNKNOWN_WORD)))
+        root = np.int64(ROOT)
+        _reach(
+            pool, rules, total, before, separator, UNKNOWN_WORD, log10, lm, hot_state, root, history
+        )

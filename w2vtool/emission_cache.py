@@ -1,0 +1,110 @@
+"""Log-probabilities of a model, computed once and kept.
+
+Goes in: rows, and what computes their log-probabilities. Goes out: the same arrays, from a file of
+the cache folder if they were computed before. A file holds those of one part of a job (128 rows);
+its name is a hash of the model, of how it computes and of the audio of the rows, so that a file is
+found if and only if it holds what would be computed. Transcripts do not count: they may be mended.
+
+Why safetensors: arrays that are read without running anything that the file says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from w2vtool import checkpoint, emissions, parts
+from w2vtool.device import choose
+from w2vtool.emissions import Job, Precision
+from w2vtool.manifest import Utterance
+from w2vtool.parts import Compute
+from w2vtool.run import write_atomic
+
+Kind = Literal["float32", "float16"]
+Made = Iterator[tuple[Utterance, np.ndarray]]
+_NOT_HEARD = ("id", "text", "speaker", "lang", "extra")  # of a row
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder of log-probabilities. ``what`` is all that they depend on beside the rows."""
+
+    folder: Path
+    what: Mapping[str, Any]
+    kind: Kind = "float32"
+
+    def path(self, rows: Sequence[Job]) -> Path:
+        """Where the log-probabilities of the rows of one part are, or will be."""
+        [part] = parts.cut(rows, {**self.what, "kind": self.kind}, _heard)
+        return self.folder / f"emissions-{part.key[:40]}.safetensors"
+
+    def read(self, rows: Sequence[Job]) -> list[np.ndarray] | None:
+        """Float32 ``[T, V]`` of each row; None if they are not there, or the file is damaged."""
+        try:
+            found = load(self.path(rows).read_bytes())
+            return [found[str(number)].astype(np.float32) for number in range(len(rows))]
+        except (FileNotFoundError, SafetensorError, KeyError):
+            return None
+
+    def write(self, rows: Sequence[Job], arrays: Sequence[np.ndarray]) -> None:
+        """Keep arrays ``[T, V]``; the file appears at once and whole."""
+        kept = {
+            str(number): np.ascontiguousarray(array, self.kind)
+            for number, array in enumerate(arrays)
+        }
+        write_atomic(self.path(rows), save(kept))
+
+    def through(self, rows: Sequence[Job], make: Callable[[], Made]) -> Made:
+        """What is kept for the rows of one part; else what ``make`` gives, which is then kept.
+
+        With float16, both are rounded.
+        """
+        found = self.read(rows)
+        if found is not None:
+            yield from zip((row for _, row in rows), found, strict=True)
+            return
+        arrays = []
+        for row, logp_TV in make():
+            arrays.append(logp_TV.astype(self.kind))
+            yield row, arrays[-1].astype(np.float32)
+        self.write(rows, arrays)
+
+
+def _heard(job: Job) -> dict[str, Any]:
+    """What log-probabilities depend on of a row."""
+    return {key: value for key, value in emissions.identify(job).items() if key not in _NOT_HEARD}
+
+
+@dataclass(frozen=True)
+class Emitting:
+    """Work for ``engines.run``: fills a cache; gives the number of frames of each row."""
+
+    checkpoint: Path
+    cache: Cache
+    precision: Precision
+    batch_seconds: float
+
+    def start(self, device: str) -> Compute:
+        """Load the network, once."""
+        model = checkpoint.load(self.checkpoint).ctc()
+
+        def compute(rows: Sequence[Job]) -> Iterator[dict[str, Any]]:
+            def make() -> Made:
+                return emissions.log_probabilities(
+                    rows,
+                    model,
+                    device=choose(device),
+                    batch_seconds=self.batch_seconds,
+                    precision=self.precision,
+                )
+
+            for row, logp_TV in self.cache.through(rows, make):
+                yield {"id": row.id, "frames": len(logp_TV)}
+
+        return compute

@@ -1,0 +1,272 @@
+"""From what a recipe says about the search to a decoder, for all tasks that decode.
+
+Goes in: a ``SearchConfig`` and the tokens of a model. Goes out: a ``Decoder``, greedy or a beam
+search, after language model, lexicon and vocabulary were held against each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+from w2vtool.errors import ConfigError, DataError
+from w2vtool.schema import Config, knob
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from w2vtool.decoder.greedy import Hypothesis
+    from w2vtool.decoder.lexicon import Lexicon
+    from w2vtool.decoder.ngram import LanguageModel
+    from w2vtool.decoder.options import Mode
+    from w2vtool.text import Rules
+    from w2vtool.tokens import Tokens
+
+SearchName = Literal["auto", "greedy", "lexicon", "open", "tokens"]
+_SHOWN = 20
+_LISTS = (".txt", ".tsv", ".lst")  # of hotwords: what is named so is no word
+
+
+class BeamConfig(Config):
+    """How to search, and how to weigh; scores in nats."""
+
+    width: int = knob(50, "Hypotheses kept after each frame.", ge=1)
+    threshold: float = knob(18.0, "Hypotheses this much worse than the best go.", unit="nats", gt=0)
+    token_threshold: float = knob(
+        15.0, "Tokens this much worse than the frame's best are not tried.", unit="nats", ge=0
+    )
+    lm_weight: float = knob(
+        2.0,
+        "Weight of the language model's log10 probabilities, as in flashlight and fairseq.",
+        source="fairseq infer.py",
+    )
+    word_score: float = knob(
+        0.0,
+        "Bonus of each word; in a search over tokens, of each token.",
+        unit="nats",
+        source="fairseq infer.py",
+    )
+    sil_score: float = knob(0.0, "Bonus of each frame of the word separator.", unit="nats")
+    unk_score: float = knob(-5.0, "Bonus of a word outside of the lexicon (search: open).")
+    unk_letter_score: float = knob(-1.0, "Bonus of each of its letters (search: open).")
+    merge: Literal["max", "logadd"] = knob(
+        "max", "A text is worth its best alignment, or the sum of all."
+    )
+    collapse: float = knob(
+        1.0,
+        "Frames of a blank more probable than this, after such a frame, are not searched.",
+        gt=0,
+        le=1,
+    )
+    engine: Literal["auto", "numba", "torch"] = knob(
+        "auto", "What computes; auto is numba where it is installed, else torch."
+    )
+
+
+class SearchConfig(Config):
+    """The part of a config that says how transcripts are found."""
+
+    search: SearchName = knob(
+        "auto",
+        "greedy: best letter of each frame; lexicon: only words of the lexicon; open: any word; "
+        "tokens: the language model is one of letters or pieces. "
+        "auto: lexicon if one is given, open if only a language model is, else greedy.",
+    )
+    lm: Path | None = knob(
+        None, "n-gram model: a folder of lm train, ARPA, or KenLM binary. Of words, or of tokens."
+    )
+    lexicon: Path | None = knob(None, "Words, one a line, or WORD<TAB>W O R D | lines.")
+    lm_check: Literal["refuse", "warn"] = knob(
+        "refuse", "If under 90 % of lexicon or vocabulary and language model agree."
+    )
+    hotwords: str = knob(
+        "",
+        "Words and phrases to prefer: a file, one a line (<TAB>weight may follow), or a list with "
+        "commas.",
+    )
+    hotword_weight: float = knob(
+        5.0, "Bonus of each of them, each time that it occurs.", unit="nats"
+    )
+    beam: BeamConfig = knob(BeamConfig(), "The beam search.")
+
+
+class Decoding(Protocol):
+    """An utterance whose frames come bit by bit."""
+
+    def step(self, logp_TV: np.ndarray) -> str:
+        """Take the next frames."""
+
+    def finish(self) -> list[Hypothesis]:
+        """The end of the utterance."""
+
+
+class Decoder(Protocol):
+    """What greedy decoding and the beam search have in common."""
+
+    def batch(self, emissions: Sequence[np.ndarray]) -> list[list[Hypothesis]]:
+        """Hypotheses of each utterance, best first."""
+
+    def stream(self) -> Decoding:
+        """A new utterance."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What searches with different weights share."""
+
+    name: str
+    tokens: Tokens
+    lexicon: Lexicon | None
+    lm: LanguageModel | None
+    hotwords: Mapping[str, float]
+
+
+def search_name(config: SearchConfig) -> str:
+    """What ``search: auto`` means with what was given."""
+    if config.search != "auto":
+        return config.search
+    return "lexicon" if config.lexicon else "open" if config.lm else "greedy"
+
+
+def fingerprint(config: SearchConfig) -> dict[str, Any]:
+    """All that changes what the search finds, for the key of a part."""
+    return {
+        "search": search_name(config),
+        "beam": config.beam.model_dump(),
+        "files": [_state(path) for path in (config.lm, config.lexicon)],
+        "hotwords": sorted(read_hotwords(config).items()),
+    }
+
+
+def _state(path: Path | None) -> tuple[str, int, int] | None:
+    """A file as it is now, to tell whether it has changed; of a folder, its arrays."""
+    if path is not None and path.is_dir():
+        path = path / "lm.npz"
+    if path is None or not path.exists():  # reading it will say so
+        return None
+    there = path.stat()
+    return str(path.absolute()), there.st_size, there.st_mtime_ns
+
+
+def read_hotwords(config: SearchConfig) -> dict[str, float]:
+    """Phrases and their weights, as they were given. Raises DataError for a bad line."""
+    if not config.hotwords.strip():
+        return {}
+    path = Path(config.hotwords)
+    try:
+        is_file = path.is_file()
+    except OSError:  # a list that is too long for a name
+        is_file = False
+    if not is_file:
+        if path.suffix in _LISTS:
+            raise DataError("no such file of hotwords", where=str(path), hint="or WORD,WORD,…")
+        words = (" ".join(word.split()) for word in config.hotwords.split(","))
+        return {word: config.hotword_weight for word in words if word}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise DataError("not UTF-8 text", where=str(path)) from None
+    found: dict[str, float] = {}
+    problems = []
+    for number, line in enumerate(lines, 1):
+        phrase, tab, weight = line.strip().partition("\t")
+        try:
+            value = float(weight) if tab else config.hotword_weight
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            problems.append(f"{path}:{number}: a weight of {weight!r}")
+        elif phrase.strip():
+            found[" ".join(phrase.split())] = value
+    if problems:
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise DataError(
+            "\n  ".join(["hotwords that cannot be read", *problems[:_SHOWN], *more]),
+            hint="WORDS, or WORDS<TAB>WEIGHT with a number",
+        )
+    return found
+
+
+def gather(config: SearchConfig, tokens: Tokens, rules: Rules) -> Material:
+    """Open the files, and hold them against each other.
+
+    Hotwords are spelled by the rules for transcripts. Raises ConfigError for what does not go
+    together, DataError for bad files and for files that do not belong together.
+    """
+    from w2vtool import lm_fit
+    from w2vtool.decoder import lexicon, lm
+
+    name = search_name(config)
+    _check_options(config, name)
+    hotwords = {rules(phrase): weight for phrase, weight in read_hotwords(config).items()}
+    if name == "greedy":
+        return Material(name, tokens, None, None, {})
+    words = lexicon.read(config.lexicon, tokens) if config.lexicon else None
+    model = lm.open_lm(config.lm) if config.lm else None
+    if model is not None:
+        lm_fit.check(tokens, words, model, name, refuse=config.lm_check == "refuse")
+    return Material(name, tokens, words, model, hotwords)
+
+
+def _check_options(config: SearchConfig, name: str) -> None:
+    given = {key: getattr(config, key) for key in ("lm", "lexicon", "hotwords")}
+    if name == "greedy" and (useless := [key for key, value in given.items() if value]):
+        useless = ["neither lm nor lexicon"] if useless != ["hotwords"] else ["no hotwords"]
+        raise ConfigError(
+            f"search: greedy uses {useless[0]}",
+            where="decode.search",
+            hint="--search open prefers hotwords, and needs no lexicon",
+        )
+    if name == "lexicon" and config.lexicon is None:
+        raise ConfigError(
+            "search: lexicon needs a lexicon", where="decode.search", hint="--lexicon words.txt"
+        )
+    if name == "tokens" and config.lexicon is not None:
+        raise ConfigError(
+            "search: tokens has no use for a lexicon",
+            where="decode.lexicon",
+            hint="leave it away, or --search lexicon",
+        )
+
+
+def decoder(
+    material: Material,
+    beam: BeamConfig,
+    *,
+    nbest: int = 1,
+    times: bool = False,
+    device: str = "cpu",
+    threads: int = 1,
+) -> Decoder:
+    """A decoder. ``device`` is where the torch engine computes; threads are numba's."""
+    from importlib.util import find_spec
+
+    from w2vtool.decoder.beam import BeamOptions, Search
+    from w2vtool.decoder.best_path import BestPath
+
+    if material.name == "greedy":
+        return BestPath(material.tokens, times=times)
+    values = beam.model_dump()
+    engine = values.pop("engine")
+    if engine == "numba" or (engine == "auto" and find_spec("numba") is not None):
+        device = "cpu"  # beside a network on a GPU, too
+    options = BeamOptions(
+        beam=values.pop("width"),
+        mode=cast("Mode", material.name),
+        nbest=nbest,
+        times=times,
+        **values,
+    )
+    return Search(
+        material.tokens,
+        material.lexicon,
+        material.lm,
+        options,
+        hotwords=material.hotwords,
+        engine=engine,
+        device=device,
+        threads=threads,
+    )
