@@ -372,6 +372,12 @@ def test_a_stopped_search_for_weights_goes_on_as_if_it_had_not(
     assert [json.loads(row)["values"] for row in (*told[:2], *told[3:])] == whole
 
 
+def test_a_weight_at_the_end_of_its_range_is_said(tune: Callable[..., Any]) -> None:
+    done = tune("--trials", "1", "lm_weight=[0,3]", "word_score=[-1,1]")
+    assert "lm_weight: the best, 0, is an end of its range" in done.err
+    assert "word_score: the best" not in done.err
+
+
 def test_tuning_needs_texts_weights_and_ranges(
     tune: Callable[..., Any], w2v: W2v, tiny_ctc: Path, rows: Path, tmp_path: Path
 ) -> None:

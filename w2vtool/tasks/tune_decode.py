@@ -99,7 +99,18 @@ def tune_decode(config: TuneDecodeConfig, run: Run) -> dict[str, Any]:
             best = tuning.best(trials, config.objective) if trials else None
             bar.update(len(trials), wer=f"{100 * best.words.rate:.2f} %" if best else "")
             run.metrics(len(trials), {"tune/wer": best.words.rate} if best else {})
+    say_edges(tuning.best(trials, config.objective).values, ranges, run)
     return report(trials, config, material, run)
+
+
+def say_edges(values: Point, ranges: Sequence[Range], run: Run) -> None:
+    """Say which weights are best at an end of their range, where better ones may lie beyond."""
+    for r in ranges:
+        if values[r.name] in (r.low, r.high):
+            run.say(
+                f"{r.name}: the best, {values[r.name]:g}, is an end of its range; "
+                f"a wider one may hold a better ({r.name}=[{r.low:g},{r.high:g}] was searched)"
+            )
 
 
 def searched(config: TuneDecodeConfig) -> list[Range]:
