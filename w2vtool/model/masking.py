@@ -30,12 +30,9 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 def mix(x: Tensor) -> Tensor:
     """The finaliser of splitmix64 (Steele, Lea & Flood 2014): int64 → well-mixed int64."""
     x = x + _GOLDEN  # a copy, changed in place from here on
-    x ^= _shift(x, 30)
-    x *= _MIX_1
-    x ^= _shift(x, 27)
-    x *= _MIX_2
-    x ^= _shift(x, 31)
-    return x
+    x.bitwise_xor_(_shift(x, 30)).mul_(_MIX_1)
+    x.bitwise_xor_(_shift(x, 27)).mul_(_MIX_2)
+    return x.bitwise_xor_(_shift(x, 31))
 
 
 def _bits(key_B: Tensor, purpose: int, count: int) -> Tensor:
@@ -74,11 +71,13 @@ def _different(bits_BN: Tensor, count_B: Tensor, of_B: Tensor) -> tuple[Tensor, 
     draws, which the batch decides, changes nothing.
     """
     draw_BN = bits_BN * of_B[:, None] >> 23
-    number = torch.arange(draw_BN.shape[1], device=draw_BN.device).expand_as(draw_BN)
-    never_BT = draw_BN.new_full((len(draw_BN), max(1, int(of_B.max()))), draw_BN.shape[1])
+    # small numbers in small integers: memory that is asked for anew each time costs more than sums
+    small = torch.int16 if draw_BN.shape[1] < 2**15 else torch.int64
+    number = torch.arange(draw_BN.shape[1], device=draw_BN.device, dtype=small).expand_as(draw_BN)
+    never_BT = number.new_full((len(draw_BN), max(1, int(of_B.max()))), draw_BN.shape[1])
     first_BT = never_BT.scatter_reduce_(1, draw_BN, number, "amin")
     new_BN = first_BT.gather(1, draw_BN) == number
-    return draw_BN, new_BN.logical_and_(new_BN.cumsum(1) <= count_B[:, None])
+    return draw_BN, new_BN.logical_and_(new_BN.cumsum(1, dtype=small) <= count_B[:, None])
 
 
 def span_mask(
@@ -112,7 +111,9 @@ def span_mask(
     edge_BT = torch.zeros((len(key_B), width + 2), dtype=torch.int8, device=key_B.device)
     edge_BT.scatter_add_(1, start_BN, taken_BN.to(torch.int8))
     edge_BT.scatter_add_(1, start_BN + span_B[:, None], taken_BN.to(torch.int8).neg_())
-    return edge_BT[:, :width].cumsum(1, dtype=torch.int32) > 0
+    # bool() and not > 0, which takes longer than all the rest on a CPU
+    small = torch.int16 if start_BN.shape[1] < 2**15 else torch.int32
+    return edge_BT[:, :width].cumsum(1, dtype=small).bool()
 
 
 def equalise(mask_BT: Tensor, key_B: Tensor) -> Tensor:
@@ -126,9 +127,8 @@ def equalise(mask_BT: Tensor, key_B: Tensor) -> Tensor:
     nth_BN, taken_BN = _different(bits_BN, excess_B, masked_B)
     nth_BN += (masked_B.cumsum(0) - masked_B)[:, None]  # in the list of all rows' masked frames
     flat = mask_BT.flatten()
-    fewer = flat.clone()
-    fewer[flat.nonzero()[:, 0][nth_BN[taken_BN]]] = False
-    return fewer.view_as(mask_BT)
+    dropped = flat.nonzero()[:, 0].index_select(0, nth_BN.masked_select(taken_BN))
+    return flat.index_fill(0, dropped, False).view_as(mask_BT)
 
 
 def negatives(key_B: Tensor, masked: int, count: int) -> Tensor:
