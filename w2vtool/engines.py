@@ -125,6 +125,8 @@ def _in_pool(
     """In ``jobs`` processes, which share the CPU's cores, or the GPUs."""
     for attempt in range(1, ATTEMPTS + 1):
         left = [part for part in parts if not is_done(folder, part)]
+        if not left:  # what died had finished its last part
+            return
         try:
             _pool_once(work, left, folder, min(jobs, len(left)), device, count, stop)
         except BrokenProcessPool:
