@@ -2,47 +2,62 @@
 
 Goes in: a job (``--job``): ``dev.npz`` and ``test.npz`` with ``logp`` (N, T, V) and ``lens``, their
 texts ``dev.txt`` and ``test.txt``, ``vocab.json``, ``lexicon.txt`` and the text for the language
-model, ``corpus.txt`` or ``corpus.txt.xz``. Goes out: word error rate, mean score, milliseconds of
-CPU an utterance, memory and load time of every side; with ``--json`` also one line at the end.
+model, ``corpus.txt`` or ``corpus.txt.xz``; without one, a job is made up. Goes out: word error
+rate, mean score, milliseconds an utterance, memory and load time of every side; with ``--json``
+also one line at the end. A side that cannot run is null there, and a line says what to do.
 
-The 4-gram is trained here; weights are tuned on dev, with our search, and are the same for all that
-have the same score. The sides take turns, one thread each. ``--quick`` takes 20 utterances.
+The 4-gram is trained here. Weights, beam and threshold are chosen on dev, by rules. The sides are
+processes of one thread each and take turns; every figure is the median of the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import lzma
 import math
-import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-import numpy as np
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from w2vtool.decoder import lexicon as lexicons
-from w2vtool.decoder.beam import BeamOptions, Search
-from w2vtool.decoder.lm import open_lm
-from w2vtool.decoder.lm_train import train, write_arpa
-from w2vtool.score import Errors, word_errors
-from w2vtool.text import WORD_END
-from w2vtool.tokens import Tokens
+from decoder_made import Made, make  # noqa: E402
+from decoder_peers import Absent, Worker, interpreter  # noqa: E402
 
-Decode = Callable[[Sequence[np.ndarray]], list[tuple[str, float]]]  # texts and scores
-WIDE = {"beam": 150, "threshold": 20.0, "token_threshold": 20.0}
-NARROW = {"beam": 50, "threshold": 15.0, "token_threshold": 15.0}
-ROUNDS = 2
-SIDES = ("ours_numba", "ours_torch", "ours_open", "flashlight_50", "flashlight_500")
-SIDES += ("flashlight_1500", "pyctcdecode")
+from w2vtool.decoder import lexicon as lexicons  # noqa: E402
+from w2vtool.decoder.lm_train import train, write_arpa  # noqa: E402
+from w2vtool.score import Errors, word_errors  # noqa: E402
+from w2vtool.tokens import Tokens  # noqa: E402
+
+Options = dict[str, Any]
+WIDTHS = ((50, 18.0), (100, 20.0), (150, 21.0), (200, 21.0), (200, 22.0), (500, 25.0))
+OPEN_WIDTHS = ((30, 12.0), (50, 15.0), (50, 18.0), (100, 20.0))
+WITHIN = 0.02  # of the mean score of the widest search on dev
+GRIDS: dict[str, dict[str, Sequence[float]]] = {
+    "lexicon": {"lm_weight": (1.5, 2.0, 2.5), "word_score": (-1.0, 0.0, 1.0)},
+    "open": {
+        "lm_weight": (1.5, 2.0, 2.5),
+        "unk_score": (-7.0, -5.0, -3.0),
+        "unk_letter_score": (-1.5, -1.0, -0.5),
+    },
+}
+PYCTCDECODE = {"alpha": 0.5, "beta": 1.5}  # its defaults
+ALPHAS, BETAS = (0.5, 0.65, 0.8, 0.95, 1.1), (0.0, 1.0, 1.5, 2.0, 3.0)
+ROUNDS, THREAD_ROUNDS = 3, 9
+QUICK = 20  # utterances
+SIDES = (
+    *("ours_numba", "ours_torch", "ours_open", "flashlight_50", "flashlight_500"),
+    *("flashlight_1500", "pyctcdecode", "pyctcdecode_defaults"),
+)
+ALL = 10**9  # utterances
 
 
 class Job(NamedTuple):
@@ -53,121 +68,43 @@ class Job(NamedTuple):
     tokens: Tokens
     lexicon: lexicons.Lexicon
 
-    def split(self, name: str) -> tuple[list[np.ndarray], list[str]]:
-        """Log-probabilities of utterances, and what was said."""
-        with np.load(self.folder / f"{name}.npz") as found:
-            logp, lengths = found["logp"], found["lens"]
-        texts = (self.folder / f"{name}.txt").read_text().split("\n")
-        frames = [np.ascontiguousarray(x[:n]) for x, n in zip(logp, lengths, strict=True)]
-        return frames, texts[: len(frames)]
+    def texts(self, part: str) -> list[str]:
+        """What was said in dev or test."""
+        return (self.folder / f"{part}.txt").read_text().rstrip("\n").split("\n")
+
+    def task(self) -> dict[str, Any]:
+        """What a worker needs to know."""
+        return {
+            "folder": str(self.folder),
+            "arpa": str(self.arpa),
+            "symbols": self.tokens.symbols,
+            "blank": self.tokens.blank,
+            "words": self.lexicon.words,
+            "spellings": self.lexicon.spellings,
+        }
 
 
 def open_job(folder: Path, work: Path) -> Job:
-    """Read the job; train its language model if ``work`` has none."""
+    """Read the job; train its language model if ``work`` has none of this text."""
     vocabulary = json.loads((folder / "vocab.json").read_text())
-    symbols = sorted(vocabulary, key=vocabulary.get) if isinstance(vocabulary, dict) else vocabulary
-    tokens = Tokens(tuple(symbols))
-    arpa = work / "lm.arpa"
+    if isinstance(vocabulary, dict):
+        vocabulary = sorted(vocabulary, key=vocabulary.__getitem__)
+    tokens = Tokens(tuple(vocabulary))
+    packed = (folder / "corpus.txt.xz").exists()
+    text = folder / ("corpus.txt.xz" if packed else "corpus.txt")
+    with text.open("rb") as file:
+        arpa = work / f"{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}.arpa"
     if not arpa.exists():
-        text = folder / "corpus.txt.xz"
         begin = time.perf_counter()
-        with lzma.open(text, "rt") if text.exists() else text.with_suffix("").open() as lines:
+        with lzma.open(text, "rt") if packed else text.open() as lines:
             write_arpa(train(lines, 4), arpa)
-        print(f"trained a 4-gram in {time.perf_counter() - begin:.1f} s", file=sys.stderr)
+        say(f"trained a 4-gram in {time.perf_counter() - begin:.1f} s")
     return Job(folder, arpa, tokens, lexicons.read(folder / "lexicon.txt", tokens))
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """KenLM writes its progress to stderr."""
-    saved = os.dup(2)
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-
-
-def ours(
-    job: Job, engine: str, weights: dict[str, float], threads: int = 1, **given: Any
-) -> Decode:
-    """Our search, compiled and warm."""
-    options = BeamOptions(**given, **weights)
-    search = Search(
-        job.tokens,
-        job.lexicon,
-        open_lm(job.arpa),
-        options,
-        engine=engine,
-        threads=threads,  # type: ignore[arg-type]
-    )
-    search(np.full((3, len(job.tokens)), -3.0))
-    return lambda frames: [(h[0].text, h[0].score) for h in search.batch(frames)]
-
-
-def flashlight(job: Job, beam: int, weights: dict[str, float]) -> Decode:
-    """flashlight-text, with all tokens tried and its usual threshold."""
-    from flashlight.lib.text import decoder as fl
-    from flashlight.lib.text.decoder.kenlm import KenLM
-    from flashlight.lib.text.dictionary import create_word_dict
-
-    words = create_word_dict({word: [[]] for word in (*job.lexicon.words, "<unk>")})
-    with quiet():
-        model = KenLM(str(job.arpa), words)
-    separator = job.tokens.symbols.index(WORD_END)
-    trie = fl.Trie(len(job.tokens), separator)
-    for word, spelling in zip(*job.lexicon, strict=True):
-        index = words.get_index(word)
-        trie.insert(list(spelling), index, model.score(model.start(False), index)[1])
-    trie.smear(fl.SmearingMode.MAX)
-    options = fl.LexiconDecoderOptions(
-        beam_size=beam,
-        beam_size_token=len(job.tokens),
-        beam_threshold=25.0,
-        lm_weight=weights["lm_weight"],
-        word_score=weights["word_score"],
-        unk_score=-math.inf,
-        sil_score=0.0,
-        log_add=False,
-        criterion_type=fl.CriterionType.CTC,
-    )
-    unknown = words.get_index("<unk>")
-    search = fl.LexiconDecoder(
-        options, trie, model, separator, job.tokens.blank, unknown, [], False
-    )
-
-    def one(logp_TV: np.ndarray) -> tuple[str, float]:
-        logp_TV = np.ascontiguousarray(logp_TV, np.float32)
-        best = search.decode(logp_TV.ctypes.data, *logp_TV.shape)[0]
-        return " ".join(words.get_entry(w) for w in best.words if w >= 0), best.score
-
-    return lambda frames: [one(logp_TV) for logp_TV in frames]
-
-
-def pyctcdecode(job: Job) -> Decode:
-    """Pyctcdecode with its defaults; its score is another one."""
-    import pyctcdecode as theirs
-
-    labels = ["" if i == job.tokens.blank else s for i, s in enumerate(job.tokens.symbols)]
-    labels = [" " if s == WORD_END else s for s in labels]
-    with quiet():
-        search = theirs.build_ctcdecoder(
-            labels, str(job.arpa), list(dict.fromkeys(job.lexicon.words)), alpha=0.65, beta=2.0
-        )
-    return lambda frames: [(search.decode(logp_TV), math.nan) for logp_TV in frames]
-
-
-def make(job: Job, side: str, weights: dict[str, dict[str, float]]) -> Decode:
-    """A side by its name."""
-    if side.startswith("flashlight"):
-        return flashlight(job, int(side.rpartition("_")[2]), weights["closed"])
-    if side == "pyctcdecode":
-        return pyctcdecode(job)
-    if side == "ours_open":
-        return ours(job, "numba", weights["open"], mode="open", **NARROW)
-    return ours(job, side.removeprefix("ours_"), weights["closed"], **WIDE)
+def say(line: str) -> None:
+    """Progress, and what a person should know."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def wer(found: Sequence[tuple[str, float]], texts: Sequence[str]) -> float:
@@ -177,148 +114,237 @@ def wer(found: Sequence[tuple[str, float]], texts: Sequence[str]) -> float:
     return 100 * errors.rate
 
 
-def tune(job: Job) -> dict[str, dict[str, float]]:
-    """Weights with the fewest errors on dev, one after another on a coarse grid."""
-    frames, texts = job.split("dev")
-    found = {}
-    grids: dict[str, dict[str, Sequence[float]]] = {
-        "closed": {"lm_weight": (1.5, 2.0, 2.5), "word_score": (-1.0, 0.0, 1.0)},
-        "open": {
-            "lm_weight": (1.5, 2.0, 2.5),
-            "unk_score": (-7.0, -5.0, -3.0),
-            "unk_letter_score": (-1.5, -1.0, -0.5),
-        },
-    }
-    for mode, grid in grids.items():
-        best = {"lm_weight": 2.0, "word_score": 0.0}
-        best |= {"unk_score": -5.0, "unk_letter_score": -1.0} if mode == "open" else {}
-        given = {"mode": "open"} if mode == "open" else {}
-        rate = wer(ours(job, "numba", best, **NARROW, **given)(frames), texts)
-        for name, values in grid.items():
+def mean_score(found: Sequence[tuple[str, float]]) -> float | None:
+    """The mean objective, where a side tells it."""
+    mean = sum(score for _, score in found) / len(found)
+    return None if math.isnan(mean) else mean
+
+
+def width(beam: int, threshold: float) -> Options:
+    """How wide a search is, as options."""
+    return {"beam": beam, "threshold": threshold, "token_threshold": threshold}
+
+
+class Tuner:
+    """Choices on dev, by our search."""
+
+    def __init__(self, worker: Worker, texts: Sequence[str]) -> None:
+        self._worker, self._texts = worker, texts
+
+    def closed(self) -> Options:
+        """Weights with the fewest errors, then the narrowest search as good as the widest."""
+        chosen = self._weights({"mode": "lexicon", "lm_weight": 2.0, "word_score": 0.0})
+        *narrower, widest = WIDTHS
+        limit = self._score(chosen, widest) - WITHIN
+        say(f"lexicon: the widest search, {widest}, has a score of {limit + WITHIN:.4f} on dev")
+        for tried in narrower:
+            score = self._score(chosen, tried)
+            say(f"lexicon: beam and threshold {tried}: {score:.4f}")
+            if score >= limit:
+                return {**chosen, **width(*tried)}
+        return {**chosen, **width(*widest)}
+
+    def open(self) -> Options:
+        """Weights and width with the fewest errors; of equal ones the narrowest."""
+        weights = {"lm_weight": 2.0, "word_score": 0.0, "unk_score": -5.0, "unk_letter_score": -1.0}
+        chosen = self._weights({"mode": "open", **weights})
+        rates = {tried: self._rate({**chosen, **width(*tried)}) for tried in OPEN_WIDTHS}
+        say("open: " + ", ".join(f"{tried} {rate:.2f} %" for tried, rate in rates.items()))
+        return {**chosen, **width(*min(rates, key=lambda tried: rates[tried]))}
+
+    def _weights(self, best: Options) -> Options:
+        """One weight after another on a coarse grid, with a narrow beam, which costs least."""
+        narrow = width(50, 15.0)
+        rate = self._rate({**best, **narrow})
+        for name, values in GRIDS[best["mode"]].items():
             for value in values:
                 tried = {**best, name: value}
-                now = wer(ours(job, "numba", tried, **NARROW, **given)(frames), texts)
+                now = self._rate({**tried, **narrow})
                 if now < rate:
                     best, rate = tried, now
-        found[mode] = best
-        print(f"{mode}: {best}, {rate:.2f} % on dev", file=sys.stderr)
-    return found
+        say(f"{best}: {rate:.2f} % on dev")
+        return best
+
+    def _rate(self, options: Options) -> float:
+        return wer(self._worker.decode(options, "dev", ALL).found, self._texts)
+
+    def _score(self, options: Options, tried: tuple[int, float]) -> float:
+        found = self._worker.decode({**options, **width(*tried)}, "dev", ALL).found
+        return mean_score(found) or 0.0
 
 
-def load(arguments: argparse.Namespace, work: Path, weights: dict[str, Any], side: str) -> Any:
-    """Seconds and megabytes that a side takes to load, alone in a process."""
-    command = [sys.executable, __file__, "--job", str(arguments.job), "--work", str(work)]
-    command += ["--load", side, "--weights", json.dumps(weights)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def tune_pyctcdecode(worker: Worker, texts: Sequence[str]) -> Options:
+    """Its two weights with the fewest errors on dev."""
+    rates = {}
+    for alpha in ALPHAS:
+        for beta in BETAS:
+            found = worker.decode({"alpha": alpha, "beta": beta}, "dev", ALL).found
+            rates[alpha, beta] = wer(found, texts)
+    alpha, beta = min(rates, key=lambda pair: rates[pair])
+    say(f"pyctcdecode: alpha {alpha}, beta {beta}, {rates[alpha, beta]:.2f} % on dev")
+    return {"alpha": alpha, "beta": beta}
 
 
-def loaded(job: Job, side: str, weights: dict[str, Any]) -> dict[str, float]:
-    """What ``load`` asks for, in its process."""
-    if side == "ours_torch":
-        import torch  # not part of the search's own memory
+class Race:
+    """The sides that run, each with its process and its options."""
 
-        torch.set_num_threads(1)
-    before = resident()
-    begin = time.perf_counter()
-    kept = make(job, side, weights)
-    spent = time.perf_counter() - begin
-    grown = resident() - before
-    del kept
-    return {"load_s": round(spent, 3), "memory_mb": round(grown, 1)}
+    def __init__(self, stack: ExitStack, start: Callable[..., Worker]) -> None:
+        self._stack, self.start = stack, start
+        self._workers: dict[str, Worker] = {}
+        self.sides: dict[str, tuple[Worker, Options]] = {}
 
+    def worker(self, name: str, program: str, options: Options) -> Worker:
+        """A process, started once for each name. Raises Absent."""
+        if name not in self._workers:
+            self._workers[name] = self._stack.enter_context(self.start(program, options))
+        return self._workers[name]
 
-def resident() -> float:
-    """Megabytes of the process in memory, where Linux tells; the most ever elsewhere."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return pages * resource.getpagesize() / 2**20
+    def add(self, side: str, program: str, options: Options, shared: bool = False) -> None:
+        """A side; ``shared`` are those of one process. One that cannot run is named."""
+        try:
+            worker = self.worker(program if shared else side, program, options)
+        except Absent as absent:
+            say(f"{side}: left out: {absent}")
+            return
+        self.sides[side] = worker, options
+        say(f"{side}: loaded in {worker.loading['load_s']:.1f} s")
 
+    def run(self, texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """All sides over the first of the test set, by turns."""
+        spent: dict[str, list[tuple[float, float]]] = {side: [] for side in self.sides}
+        rows: dict[str, dict[str, Any]] = {}
+        for number in range(ROUNDS):
+            for side, (worker, options) in list(self.sides.items()):
+                try:
+                    answer = worker.decode(options, "test", len(texts))
+                except Absent as absent:
+                    say(f"{side}: ended: {absent}")
+                    del self.sides[side]
+                    continue
+                cpu, wall = (1000 * s / len(texts) for s in (answer.cpu_s, answer.wall_s))
+                spent[side].append((cpu, wall))
+                say(f"round {number + 1} of {ROUNDS}: {side} {cpu:.2f} ms")
+                score = mean_score(answer.found)
+                rows[side] = {
+                    "wer": round(wer(answer.found, texts), 3),
+                    "objective": None if score is None else round(score, 4),
+                }
+        return {side: rows[side] | self._figures(side, spent) for side in self.sides}
 
-def race(job: Job, sides: dict[str, Decode], utterances: int) -> dict[str, dict[str, float]]:
-    """All sides over the test set, by turns, ``ROUNDS`` times."""
-    frames, texts = (part[:utterances] for part in job.split("test"))
-    found: dict[str, list[tuple[str, float]]] = {side: [] for side in sides}
-    spent = dict.fromkeys(sides, 0.0)
-    for _ in range(ROUNDS):
-        for side, decode in sides.items():
-            start = time.process_time()
-            found[side] = decode(frames)
-            spent[side] += time.process_time() - start
-    return {
-        side: {
-            "wer": round(wer(found[side], texts), 3),
-            "objective": round(float(np.mean([score for _, score in found[side]])), 4),
-            "ms": round(1000 * spent[side] / utterances / ROUNDS, 3),
+    def _figures(self, side: str, spent: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+        """Medians of the rounds, and what loading took."""
+        found: dict[str, Any] = {
+            "ms": round(median(cpu for cpu, _ in spent[side]), 3),
+            "wall_ms": round(median(wall for _, wall in spent[side]), 3),
         }
-        for side in sides
-    }
+        if "flashlight_1500" in self.sides:
+            pairs = zip(spent["flashlight_1500"], spent[side], strict=True)
+            found["speed"] = round(median(theirs / cpu for (theirs, _), (cpu, _) in pairs), 2)
+        return found | self.sides[side][0].loading
+
+    def threads(self, utterances: int) -> float | None:
+        """How much faster two threads are than one, by the clock."""
+        if "ours_numba" not in self.sides:
+            return None
+        worker, options = self.sides["ours_numba"]
+        ratios = []
+        for _ in range(THREAD_ROUNDS):
+            one, two = (
+                worker.decode({**options, "threads": n}, "test", utterances).wall_s for n in (1, 2)
+            )
+            ratios.append(one / two)
+        return round(median(ratios), 2)
 
 
-def threads(job: Job, weights: dict[str, float], utterances: int) -> float:
-    """How much faster two threads are than one, in wall time."""
-    frames = job.split("test")[0][:utterances]
-    sides = [ours(job, "numba", weights, threads=n, **WIDE) for n in (1, 2)]
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(5):
-        for decode, spent in zip(sides, times, strict=True):
-            begin = time.perf_counter()
-            decode(frames)
-            spent.append(time.perf_counter() - begin)
-    return round(float(np.median(np.array(times[0]) / np.array(times[1]))), 2)
+def choose(race: Race, job: Job, wanted: Sequence[str]) -> dict[str, Options]:
+    """What is chosen on dev, for the sides that are wanted."""
+    texts = job.texts("dev")
+    chosen: dict[str, Options] = {}
+    needs = {"open": "ours_open" in wanted}
+    needs["closed"] = any(side.startswith(("ours_n", "ours_t", "flashlight")) for side in wanted)
+    if any(needs.values()):
+        with race.start("ours", {}) as worker:
+            tuner = Tuner(worker, texts)
+            chosen |= {mode: getattr(tuner, mode)() for mode, needed in needs.items() if needed}
+    if "pyctcdecode" in wanted:
+        try:
+            worker = race.worker("pyctcdecode", "pyctcdecode", PYCTCDECODE)
+            chosen["pyctcdecode"] = tune_pyctcdecode(worker, texts)
+        except Absent:
+            pass  # it will be said of the side
+    return chosen
 
 
-def importable(side: str) -> bool:
-    """Whether a side's package is there; told if not."""
-    from importlib.util import find_spec
+def enter(race: Race, wanted: Sequence[str], chosen: dict[str, Options]) -> None:
+    """Start what is wanted."""
+    for side in wanted:
+        if side.startswith("flashlight"):
+            weights = {name: chosen["closed"][name] for name in ("lm_weight", "word_score")}
+            options = {**weights, "beam": int(side.rpartition("_")[2])}
+            race.add(side, "flashlight", options, shared=True)
+        elif side.startswith("pyctcdecode"):
+            options = chosen.get(side, PYCTCDECODE)
+            race.add(side, "pyctcdecode", options, shared=True)
+        elif side == "ours_open":
+            race.add(side, "ours", {"engine": "auto", **chosen["open"]})
+        else:
+            race.add(side, "ours", {"engine": side.removeprefix("ours_"), **chosen["closed"]})
 
-    package = {"pyctcdecode": "pyctcdecode", "ours_torch": "torch"}.get(side, "numba")
-    package = "flashlight" if side.startswith("flashlight") else package
-    if find_spec(package) is None:
-        print(f"{side}: left out, {package} is not installed", file=sys.stderr)
-    return find_spec(package) is not None
+
+def show(rows: dict[str, dict[str, Any]]) -> None:
+    """The table, for people."""
+    heads = ("WER %", "objective", "CPU ms", "wall ms", "speed", "load s", "MB")
+    names = ("wer", "objective", "ms", "wall_ms", "speed", "load_s", "memory_mb")
+    print(f"{'':22}" + "".join(f"{head:>11}" for head in heads))
+    for side, row in rows.items():
+        cells = ("" if row.get(name) is None else f"{row[name]:.2f}" for name in names)
+        print(f"{side:22}" + "".join(f"{cell:>11}" for cell in cells))
 
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--job", type=Path, required=True)
-    parser.add_argument("--work", type=Path, help="where the language model is kept")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--weights", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("--load", help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--job", type=Path, help="a folder; without it, one is made up")
+    parser.add_argument("--work", type=Path, help="what is made is kept here, for the next time")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK} utterances")
+    parser.add_argument("--json", action="store_true", help="one line at the end")
+    parser.add_argument("--only", nargs="+", choices=SIDES, default=SIDES, metavar="SIDE")
+    parser.add_argument("--peers-python", type=Path, help="an interpreter that has pyctcdecode")
+    parser.add_argument("--install", action="store_true", help="make an environment for it")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        work = arguments.work or Path(scratch)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        work = (arguments.work or Path(scratch)).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("W2VTOOL_CACHE", str(work))
-        job = open_job(arguments.job, work)
-        if arguments.load:
-            print(json.dumps(loaded(job, arguments.load, arguments.weights)))
-            return
-        import torch
+        folder = arguments.job or (made := work / "job")
+        if not arguments.job and not (made / "test.txt").exists():
+            make(made, Made())
+        job = open_job(folder.resolve(), work)
+        peers = None
+        if any(side.startswith("pyctcdecode") for side in arguments.only):
+            peers = interpreter(arguments.peers_python, work if arguments.install else None)
+        task = Path(scratch) / "task.json"
+        task.write_text(json.dumps(job.task()))
 
-        torch.set_num_threads(1)
-        weights = arguments.weights or tune(job)
-        utterances = 20 if arguments.quick else len(job.split("test")[0])
-        names = [side for side in SIDES if importable(side)]
-        result = race(job, {side: make(job, side, weights) for side in names}, utterances)
-        for side in names:
-            result[side] |= load(arguments, work, weights, side)
-        scaling = threads(job, weights["closed"], utterances)
-    print(f"{'':16}{'WER %':>8}{'objective':>12}{'ms':>9}{'load s':>8}{'MB':>7}")
-    for side, row in result.items():
-        print(
-            f"{side:16}{row['wer']:8.2f}{row['objective']:12.3f}{row['ms']:9.2f}"
-            f"{row['load_s']:8.2f}{row['memory_mb']:7.0f}"
-        )
-    print(f"two threads: {scaling} x")
+        def start(program: str, options: Options) -> Worker:
+            return Worker(program, task, options, peers, cache=work)
+
+        race = Race(stack, start)
+        chosen = choose(race, job, arguments.only)
+        enter(race, arguments.only, chosen)
+        texts = job.texts("test")[: QUICK if arguments.quick else None]
+        rows = race.run(texts)
+        scaling = race.threads(len(texts))
+    show(rows)
+    for mode, options in chosen.items():
+        print(f"chosen on dev, {mode}: {options}")
+    took = round(time.monotonic() - began)
+    print(f"two threads: {scaling} x; {len(texts)} utterances, {took} s altogether")
     if arguments.json:
-        extra = {"utterances": utterances, "threads_2": scaling, "weights": weights}
-        print(json.dumps({**result, **extra}).replace("NaN", "null"))
+        extra: dict[str, Any] = {"utterances": len(texts), "rounds": ROUNDS, "threads_2": scaling}
+        extra |= {"chosen": chosen, "took_s": took}
+        sides: dict[str, Any] = {side: rows.get(side) for side in arguments.only}
+        print(json.dumps(sides | extra))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Everything that is claimed about one GPU, measured in one run of under ten minutes.
 
-    benchmarks/gpu.sh [--out FOLDER] [--dry-run]
+    benchmarks/gpu.sh [--out FOLDER] [--job FOLDER] [--only PART...] [--dry-run]
 
 Goes in: a CUDA device. Goes out: ``FOLDER/<device>-<date>.json`` with the commit, and a table:
 pre-training of BASE and LARGE against transformers in the same process, CTC fine-tuning,
-extraction, the loader, and how far training in bf16 is from float32. The audio is synthetic. A part
-that fails is a line that says so; a part that the time is up for is left out and named.
+extraction, the loader, the beam search, and how far training in bf16 is from float32. The audio is
+synthetic, and so is what is decoded unless ``--job`` names a job of ``decoder.py``. A part that
+fails is a line that says so; a part that the time is up for is left out and named.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import decoder_batch  # noqa: E402
+import decoder_made  # noqa: E402
 import peers  # noqa: E402
 import sides  # noqa: E402
 import tones  # noqa: E402
@@ -47,6 +50,7 @@ TARGETS = {
     "extract base": (12_000, 22_000),
     "extract large": (8000,),
     "data": (6000,),
+    "decoder": (4000,),
     "pretrain base, not compiled": (3500,),
 }
 CROPS = {"base": 15.625, "large": 20.0}  # seconds
@@ -61,18 +65,32 @@ class Scale(NamedTuple):
     sizes: tuple[float, ...]  # seconds in a micro-batch, tried until memory is full
     rows: tuple[int, ...]  # crops in a batch against transformers, likewise
     parity_updates: int
+    decoded: int  # utterances in the batch of the beam search
+    job: decoder_made.Made
     tiny: bool
 
 
-FULL = Scale(10, 4, (175.0, 350.0, 700.0, 1400.0), (5, 10, 20, 40), 50, tiny=False)
-DRY = Scale(2, 1, (2.0,), (2,), 3, tiny=True)
+FULL = Scale(
+    10,
+    4,
+    (175.0, 350.0, 700.0, 1400.0),
+    (5, 10, 20, 40),
+    50,
+    256,
+    decoder_made.Made(dev=1, test=128),
+    tiny=False,
+)
+TINY = decoder_made.Made(300, 500, 300, 1, 3, seconds=1.0)
+DRY = Scale(2, 1, (2.0,), (2,), 3, 4, TINY, tiny=True)
 
 
 class Gpu:
     """The parts, on one device at one scale."""
 
-    def __init__(self, device: torch.device, scale: Scale, folder: Path) -> None:
-        self.device, self.scale = device, scale
+    def __init__(
+        self, device: torch.device, scale: Scale, folder: Path, job: Path | None = None
+    ) -> None:
+        self.device, self.scale, self.folder, self.job = device, scale, folder, job
         self.run = Run("bench", folder / "run")
         self.precision = "bf16"
 
@@ -160,6 +178,12 @@ class Gpu:
             loop=self.loop(self.scale.sizes[0], CROPS["base"], workers=0 if self.scale.tiny else 4),
             files=4 if self.scale.tiny else 128,
         )
+
+    def decoder(self) -> dict[str, Any]:
+        """Beam search with a 4-gram of words, of one large batch."""
+        work = self.folder / "decoder"
+        job = self.job or decoder_made.make(work / "job", self.scale.job)
+        return decoder_batch.measure(self.device, job, work, self.scale.decoded)
 
     def against(self, name: str) -> dict[str, Any]:
         """Our step and that of transformers on the same batches, until memory is full."""
@@ -257,6 +281,7 @@ def parts(gpu: Gpu) -> dict[str, Callable[[], dict[str, Any]]]:
         "against transformers base": lambda: gpu.against("base"),
         "against transformers large": lambda: gpu.against("large"),
         "bf16 against float32": gpu.parity,
+        "decoder": gpu.decoder,
         "finetune base": gpu.finetune,
         "extract base": lambda: gpu.extract("base"),
         "extract large": lambda: gpu.extract("large"),
@@ -265,10 +290,14 @@ def parts(gpu: Gpu) -> dict[str, Callable[[], dict[str, Any]]]:
     }
 
 
-def measure(gpu: Gpu, budget_s: float) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All parts while there is time, by name; one that fails says how."""
+def measure(
+    gpu: Gpu, budget_s: float, only: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The parts, by name, while there is time; one that fails says how."""
     began = time.monotonic()
     for name, part in parts(gpu).items():
+        if only and name not in only:
+            continue
         start = time.monotonic()
         if start - began > budget_s:
             yield name, {"left_out": "the time was up"}
@@ -291,6 +320,14 @@ def line(name: str, found: dict[str, Any]) -> str:
     if "transformers" in found:
         ours, theirs = found["ours"], found["transformers"]
         return f"{name:28} {ours:10,.0f} to {theirs:,.0f} audio s/s  × {found['ratio']:.2f}"
+    if "lexicon" in found:
+        cores = found["lexicon"].get("numba_audio_s_per_s", float("nan"))
+        equal = found["lexicon"].get("equal", float("nan"))
+        opened = found["open"]["audio_s_per_s"]
+        return (
+            f"{name:28} {found['audio_s_per_s']:10,.0f} audio s/s  open {opened:,.0f}  "
+            f"numba on all cores {cores:,.0f}, {equal:.1%} equal  (H100: {TARGETS[name][0]:,})"
+        )
     mfu = "" if found["mfu"] is None else f"  MFU {found['mfu']:.1%}"
     memory = f"  {found['peak_memory_bytes'] / 2**30:.1f} GiB"
     wanted = " / ".join(f"{value:,}" for value in TARGETS[name])
@@ -302,6 +339,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on a CPU too")
+    parser.add_argument("--job", type=Path, help="what the beam search decodes")
+    parser.add_argument("--only", nargs="+", default=(), metavar="PART", help="as in the table")
     args = parser.parse_args()
     if not torch.cuda.is_available() and not args.dry_run:
         print("no CUDA device here; --dry-run tries the script without one", file=sys.stderr)
@@ -322,8 +361,10 @@ def main() -> None:
         "results": {},
     }
     with tempfile.TemporaryDirectory() as folder:
-        gpu = Gpu(device, DRY if args.dry_run else FULL, Path(folder))
-        for part, found in measure(gpu, BUDGET_S):
+        gpu = Gpu(device, DRY if args.dry_run else FULL, Path(folder), args.job)
+        if unknown := set(args.only) - set(parts(gpu)):
+            parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(parts(gpu))}")
+        for part, found in measure(gpu, BUDGET_S, args.only):
             record["results"][part] = found
             print(line(part, found), flush=True)
             write_atomic(path, json.dumps(jsonable(record), indent=1) + "\n")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measure one GPU in under ten minutes: benchmarks/gpu.sh [--out FOLDER] [--dry-run]
+# Measure one GPU in under ten minutes: benchmarks/gpu.sh [--out FOLDER] [--job FOLDER] [--only PART...] [--dry-run]
 # Uses $PYTHON, else .venv, else python3; where w2vtool cannot be imported, .venv is made first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,6 +13,6 @@ if ! ready "$python"; then
     echo "w2vtool cannot be imported by $python: installing it into .venv" >&2
     "$python" -m venv --system-site-packages .venv  # a torch that is there is kept
     python=.venv/bin/python
-    "$python" -m pip install --quiet -e . transformers
+    "$python" -m pip install --quiet -e ".[fast]" transformers
 fi
 exec timeout 600 "$python" benchmarks/gpu.py "$@"
