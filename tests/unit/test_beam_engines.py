@@ -36,15 +36,18 @@ MODES = {
 HOTWORDS = {"GO UP": 2.0, "QUICKLY": 6.0, "STOP": -1.0}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lm")
+def write_models(folder: Path) -> Path:
     draw = random.Random(0)
     lines = [" ".join(draw.choices(COMMANDS, k=draw.randint(1, 6))) for _ in range(300)]
     write_arpa(train(lines, 3), folder / "words.arpa")
     letters = [" ".join((*line.replace(" ", "|"), "|")) for line in lines]
     write_arpa(train(letters, 4), folder / "letters.arpa")
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("lm"))
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +280,22 @@ def test_a_prefix_is_read_before_the_rest() -> None:
     text = results.Text(("A",), (0,), (5, 4), (0, 3), (0,), -1.0)
     both = results.Prefix(text).then(text)
     assert both == results.Text(("A", "A"), (0, 0), (5, 4, 5, 4), (0, 3, 0, 3), (0, 2), -2.0)
+
+
+def test_a_model_asked_for_many_words_at_once_says_what_it_says_one_by_one(
+    lm: LanguageModel,
+) -> None:
+    import torch
+
+    from w2vtool.decoder.tensors import Memory, arcs_query
+
+    arcs = Search(LETTERS, LEXICON, lm, engine="torch").space.arcs
+    forgetful = Memory(arcs_query(arcs, torch.device("cpu")), rows=8)  # most fall on one another
+    rng = np.random.default_rng(0)
+    for size in (0, 1, 50, 50):
+        states = rng.integers(0, len(arcs.backoff), size)
+        words = rng.integers(0, int(arcs.first[1]), size)
+        score, state = forgetful(torch.from_numpy(states), torch.from_numpy(words))
+        one_by_one = [lm.step(*pair) for pair in zip(states.tolist(), words.tolist(), strict=True)]
+        assert score.tolist() == pytest.approx([pair[0] for pair in one_by_one])
+        assert state.tolist() == [pair[1] for pair in one_by_one]

@@ -38,15 +38,14 @@ from w2vtool.decoder.candidates import (
     Candidates,
     Slots,
     Traces,
-    greatest,
-    mix,
+    joined,
     ragged,
     survivors,
 )
 from w2vtool.decoder.ngram import NGram
 from w2vtool.decoder.options import BeamOptions
 from w2vtool.decoder.search_space import ROOT, Space
-from w2vtool.decoder.tensors import Asked, Query, arcs_query, child, to_map
+from w2vtool.decoder.tensors import Asked, Memory, Query, arcs_query, at, child, mix, to_map, true
 
 
 class _Frame(NamedTuple):
@@ -66,20 +65,21 @@ class Engine:
     def __init__(self, space: Space, options: BeamOptions, device: str = "cpu") -> None:
         self.space, self.options = space, options
         self.device = torch.device(device)
-        self._map = to_map(space, self.device)
+        self._map = to_map(space, options, self.device)
         self._asked = space.lm is not None and not isinstance(space.lm, NGram)
         self._hot = arcs_query(space.hot, self.device)
         self._lm = arcs_query(space.arcs, self.device)
         self._homophones = bool((np.diff(space.word_begin) > 1).any())
         self._by_history = options.by_history or options.summing
-        self._bonus = space.bonus(options)
         self._unknown_look = options.lm_weight * space.unknown_log10
 
     @torch.inference_mode()
     def advance(self, started: Sequence[Beam], frames: Sequence[np.ndarray]) -> list[Beam]:
         """Beams after more frames, float64 [T, V] each, of finite numbers."""
         if not self._asked:
-            return self._many(list(started), frames, self._lm)
+            # on a GPU, where the number of steps counts and not their size, a memory would not pay
+            lm = Memory(self._lm) if self.device.type == "cpu" else self._lm
+            return self._many(list(started), frames, lm)
         done = []
         for beam, logp_TV in zip(started, frames, strict=True):
             assert self.space.lm is not None
@@ -102,40 +102,35 @@ class Engine:
         stops = set(map(len, frames))
         for t in range(max(stops) + 1):
             if t in stops:
-                stay = lengths[slots.utterance] > t
-                ended.append(slots.pick(~stay))
-                slots = slots.pick(stay)
+                stay = at(lengths, slots.utterance) > t
+                ended.append(slots.pick(true(~stay)))
+                slots = slots.pick(true(stay))
             if not len(slots.utterance):
                 break
             row_B = (begins + t).clamp(max=len(flat) - 1)
-            sure_B = flat[row_B, self.space.tokens.blank] > np.log(self.options.collapse)
-            skipped = (sure_B & blank_B)[slots.utterance]
+            e_BV = at(flat, row_B)
+            sure_B = e_BV[:, self.space.tokens.blank] > np.log(self.options.collapse)
+            skipped = at(sure_B & blank_B, slots.utterance)
             blank_B = torch.where(lengths > t, sure_B, blank_B)
             if self.options.collapse < 1 and bool(skipped.any()):
-                passed = self._pass(slots.pick(skipped), flat, row_B)
-                slots = slots.pick(~skipped)
+                passed = self._pass(slots.pick(true(skipped)), e_BV)
+                slots = slots.pick(true(~skipped))
                 if len(slots.utterance):
-                    slots = traces.extend(self._step(slots, flat[row_B], lm), seen + t)
+                    slots = traces.extend(self._step(slots, e_BV, lm), seen + t)
                 slots = Slots(*(torch.cat(pair) for pair in zip(slots, passed, strict=True)))
             else:
-                slots = traces.extend(self._step(slots, flat[row_B], lm), seen + t)
+                slots = traces.extend(self._step(slots, e_BV, lm), seen + t)
         return traces.split(ended, started, frames, blank_B.tolist())
 
-    def _pass(self, slots: Slots, flat: Tensor, row_B: Tensor) -> Slots:
+    def _pass(self, slots: Slots, e_BV: Tensor) -> Slots:
         """One more frame of a run of blanks."""
         places, scores = slots.places.clone(), slots.scores.clone()
         better = slots.scores[:, TOKEN] > slots.scores[:, BLANK]
         places[better, BLANK_TRACE] = places[better, TOKEN_TRACE]
-        e = flat[row_B[slots.utterance], self.space.tokens.blank]
-        scores[:, BLANK] = self._both(slots.scores) + e
+        e = e_BV[slots.utterance, self.space.tokens.blank]
+        scores[:, BLANK] = joined(slots.scores, self.options.summing) + e
         scores[:, TOKEN] = NEVER
         return Slots(slots.utterance, places, scores)
-
-    def _both(self, scores: Tensor) -> Tensor:
-        """One score of two: the better one, or their sum."""
-        if self.options.summing:
-            return torch.logaddexp(scores[:, BLANK], scores[:, TOKEN])
-        return scores.amax(1)
 
     def _step(self, slots: Slots, e_BV: Tensor, lm: Query) -> Candidates:
         """The slots after a frame, with what is new in them."""
@@ -145,32 +140,17 @@ class Engine:
         blank, token = slots.scores[:, BLANK], slots.scores[:, TOKEN]
         places = slots.places
         trace = torch.where(blank >= token, places[:, BLANK_TRACE], places[:, TOKEN_TRACE])
-        top = self._both(slots.scores)
+        top = joined(slots.scores, self.options.summing)
         stays = self._stay(slots, e_BV, top, trace)
         best = torch.full((len(e_BV),), NEVER, dtype=torch.float64, device=self.device)
-        best.scatter_reduce_(0, slots.utterance, stays.scores.amax(1), "amax")
+        best.scatter_reduce_(0, slots.utterance, joined(stays.scores), "amax")
         limit = best - self.options.threshold
         frame = _Frame(e_BV, tried_BV, tried_BV.amax(1), top, trace, limit)
-        if not self.options.summing and self.device.type == "cpu":
-            frame = self._look_ahead(slots, frame, best, lm)
         found = [stays, *self._spell(slots, frame, lm)]
         if self.space.open:
             found += [self._spell_freely(slots, frame), self._end_unknown(slots, frame, lm)]
         pool = Candidates(*(torch.cat(columns) for columns in zip(*found, strict=True)))
-        return survivors(pool, best, self.options)
-
-    def _look_ahead(self, slots: Slots, frame: _Frame, best: Tensor, lm: Query) -> _Frame:
-        """The frame with the limit that the best slots' children set.
-
-        Changes nothing that stays in the end: it only saves most of the candidates that would not.
-        On a GPU, where the number of steps counts and not their size, it would not pay.
-        """
-        _, row = greatest(frame.top, slots.utterance, len(best))
-        row = row[row < len(frame.top)]
-        narrow = frame._replace(top=frame.top[row], trace=frame.trace[row])
-        for found in self._spell(slots.pick(row), narrow, lm):
-            best.scatter_reduce_(0, found.utterance, found.scores[:, TOKEN], "amax")
-        return frame._replace(limit=best - self.options.threshold)
+        return survivors(pool, len(e_BV), self.options)
 
     def _stay(self, slots: Slots, e_BV: Tensor, top: Tensor, trace: Tensor) -> Candidates:
         """Every slot with a blank, and with its token once more."""
@@ -181,61 +161,53 @@ class Engine:
             root = places[:, NODE] == ROOT
             again = torch.where(root, top, again)
             places[:, TOKEN_TRACE] = torch.where(root, trace, places[:, TOKEN_TRACE])
-        gain = e_BV[slots.utterance, last.clamp(min=0)]
-        gain = gain + self.options.sil_score * (last == self.space.silence)
-        again = again + torch.where(last >= 0, gain, NEVER)
+        e, begin = e_BV.view(-1), slots.utterance * e_BV.shape[1]
+        gain = torch.where(last >= 0, at(e, begin + last.clamp(min=0)), NEVER)
+        if self.options.sil_score:
+            gain = gain + self.options.sil_score * (last == self.space.silence)
         places[:, BLANK_TRACE] = trace
-        e_blank = e_BV[slots.utterance, self.space.tokens.blank]
-        scores = torch.stack([top + e_blank, again], 1)
-        none = torch.full_like(last, -1)
+        e_blank = at(e, begin + self.space.tokens.blank)
+        scores = torch.stack([top + e_blank, again + gain], 1)
+        none = torch.full_like(begin, -1)
         return Candidates(slots.utterance, places, scores, none, none, torch.zeros_like(top))
 
     def _spell(self, slots: Slots, frame: _Frame, lm: Query) -> list[Candidates]:
         """Children of the trie: further into a word, and to the ends of words."""
-        m, node = self._map, slots.places[:, NODE]
-        look = m.look[node.clamp(min=0)]
-        # looks only fall on the way down, so few tokens of few slots are worth a search
-        need = frame.limit[slots.utterance] - frame.top
-        ending = need + look - self._bonus
-        if self.space.separator >= 0:
-            slot, token = self._pairs(slots, frame, need, ending - self.options.sil_score)
-        else:
-            need = torch.minimum(need, ending) - max(self.options.sil_score, 0.0)
-            slot, token = self._pairs(slots, frame, need)
-        below = self._child(node[slot], token)
-        rows = torch.nonzero(below >= 0).squeeze(1)
-        slot, token, below = slot[rows], token[rows], below[rows]
+        m, owner = self._map, slots.utterance
+        node = slots.places[:, NODE].clamp(min=0)
+        look = at(m.look, node)
+        need = at(frame.limit, owner) - frame.top + look
+        some = at(frame.most, owner) + at(m.hope, node) > need
+        if self.space.open:  # nodes off the trie
+            some &= slots.places[:, NODE] >= 0
+        rows = true(some)
+        near = at(node, rows)
+        entry, below = ragged(at(m.children, near), at(m.child_begin, near))
+        token = at(m.token, below)
+        begin = at(owner, rows) * frame.tried.shape[1]
+        e = at(frame.tried.view(-1), at(begin, entry) + token)
+        good = true(e + at(m.worth, below) > at(at(need, rows), entry))
+        slot, token, below = at(rows, at(entry, good)), at(token, good), at(below, good)
         total, before = self._after(slots, frame, slot, token)
-        total = total - look[slot]
-        inner = total + m.look[below]
-        deeper = m.has_children[below] & (inner > frame.limit[slots.utterance[slot]])
-        rows = torch.nonzero(deeper).squeeze(1)
-        found = self._new(slots, slot[rows], inner[rows], before[rows], token[rows], below[rows])
-        number = m.word_begin[below + 1] - m.word_begin[below]
-        ends = torch.nonzero((number > 0) & (total > NEVER)).squeeze(1)
-        place = torch.zeros_like(ends)
-        if self._homophones:
-            entry, place = ragged(number[ends])
-            ends = ends[entry]
-        word = m.node_words[m.word_begin[below[ends]] + place]
-        reached = slot[ends], total[ends], before[ends]
-        return [found, self._end(slots, frame, lm, reached, token[ends], word)]
+        total = total - at(look, slot)
+        inner = total + at(m.inner, below)
+        owner, limit = at(owner, slot), frame.limit
+        if not self.options.summing:  # what follows can be judged by the best of these
+            limit = limit.scatter_reduce(0, owner, inner - self.options.threshold, "amax")
+        limit = at(limit, owner)
+        rows = true(total + at(m.final, below) > limit)
+        slot_of = (at(slot, rows), at(total, rows), at(before, rows), at(limit, rows))
+        ends = self._end(slots, lm, slot_of, at(token, rows), at(below, rows))
+        rows = true(inner > limit)
+        deeper = (at(column, rows) for column in (slot, inner, before, token, below))
+        return [self._new(slots, *deeper), ends]
 
-    def _pairs(
-        self, slots: Slots, frame: _Frame, need: Tensor, ending: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Slots and tokens above what each slot needs; ``|`` has a need of its own."""
-        owner = slots.utterance
-        some = frame.most[owner] > need
-        if ending is not None:
-            some |= frame.tried[owner, self.space.separator] > ending
-        rows = torch.nonzero(some).squeeze(1)
-        offered = frame.tried[owner[rows]]
-        good = offered > need[rows, None]
-        if ending is not None:
-            good[:, self.space.separator] = offered[:, self.space.separator] > ending[rows]
+    def _pairs(self, slots: Slots, frame: _Frame, need: Tensor) -> tuple[Tensor, Tensor]:
+        """Slots and tokens above what each slot needs."""
+        rows = true(at(frame.most, slots.utterance) > need)
+        good = at(frame.tried, at(slots.utterance, rows)) > at(need, rows)[:, None]
         row, token = torch.nonzero(good, as_tuple=True)
-        return rows[row], token
+        return at(rows, row), token
 
     def _child(self, node: Tensor, token: Tensor) -> Tensor:
         return child(self._map, node, token, len(self.space.tokens), self.space.first_root)
@@ -243,39 +215,41 @@ class Engine:
     def _end(
         self,
         slots: Slots,
-        frame: _Frame,
         lm: Query,
-        reached: tuple[Tensor, Tensor, Tensor],
+        reached: tuple[Tensor, Tensor, Tensor, Tensor],
         token: Tensor,
-        word: Tensor,
+        node: Tensor,
     ) -> Candidates:
-        """Ends of known words; ``reached`` are slots, scores without the word, traces."""
-        slot, total, before = reached
-        limit = frame.limit[slots.utterance[slot]]
-        rows = torch.nonzero(total + self._bonus > limit).squeeze(1)
-        slot, total, before, limit = slot[rows], total[rows], before[rows], limit[rows]
-        token, word = token[rows], word[rows]
-        places = slots.places[slot]
-        log10, next_lm = lm(places[:, LM], self._map.lm_row[word])
-        gain, next_hot = self._hot(places[:, HOT], self._map.hot_row[word])
+        """Ends of known words; ``reached`` are slots, scores without the word, traces, limits."""
+        slot, total, before, limit = reached
+        row = at(self._map.word_begin, node)
+        if self._homophones:
+            entry, row = ragged(at(self._map.word_begin, node + 1) - row, row)
+            slot, total, before = at(slot, entry), at(total, entry), at(before, entry)
+            token, limit = at(token, entry), at(limit, entry)
+        word = at(self._map.node_words, row)
+        log10, next_lm = lm(at(slots.places[:, LM], slot), at(self._map.lm_row, word))
+        gain, next_hot = self._hot(at(slots.places[:, HOT], slot), at(self._map.hot_row, word))
         total = total + self.options.lm_weight * log10 + gain + self.options.word_score
-        rows = torch.nonzero(total > limit).squeeze(1)
-        landing = self._map.landing[token[rows]]
-        found = self._new(slots, slot[rows], total[rows], before[rows], token[rows], landing)
-        found.places[:, LM], found.places[:, HOT] = next_lm[rows], next_hot[rows]
+        rows = true(total > limit)
+        token, word = at(token, rows), at(word, rows)
+        landing = at(self._map.landing, token)
+        found = self._new(slots, at(slot, rows), at(total, rows), at(before, rows), token, landing)
+        found.places[:, LM], found.places[:, HOT] = at(next_lm, rows), at(next_hot, rows)
         if self._by_history:
-            found.places[:, HISTORY] = mix(found.places[:, HISTORY], word[rows])
-        return found._replace(word=word[rows], log10=log10[rows])
+            found.places[:, HISTORY] = mix(found.places[:, HISTORY], word)
+        return found._replace(word=word, log10=at(log10, rows))
 
     def _after(
         self, slots: Slots, frame: _Frame, slot: Tensor, token: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Score and trace after a token; the same one again needs a blank between."""
-        same = token == slots.places[slot, LAST]
-        total = torch.where(same, slots.scores[slot, BLANK], frame.top[slot])
-        before = torch.where(same, slots.places[slot, BLANK_TRACE], frame.trace[slot])
-        total = total + frame.e[slots.utterance[slot], token]
-        if self.space.silence >= 0:
+        places, begin = at(slots.places, slot), at(slots.utterance, slot) * frame.e.shape[1]
+        same = token == places[:, LAST]
+        total = torch.where(same, at(slots.scores[:, BLANK], slot), at(frame.top, slot))
+        before = torch.where(same, places[:, BLANK_TRACE], at(frame.trace, slot))
+        total = total + at(frame.e.view(-1), begin + token)
+        if self.options.sil_score:
             total = total + self.options.sil_score * (token == self.space.silence)
         return total, before
 
@@ -283,14 +257,13 @@ class Engine:
         self, slots: Slots, slot: Tensor, total: Tensor, before: Tensor, token: Tensor, node: Tensor
     ) -> Candidates:
         """Candidates whose last frame is a new token inside of a word."""
-        places = slots.places[slot]
+        places = at(slots.places, slot)
         places[:, NODE], places[:, LAST] = node, token
         places[:, BLANK_TRACE], places[:, TOKEN_TRACE] = -1, before
         scores = torch.stack([torch.full_like(total, NEVER), total], 1)
         inside = torch.full_like(token, IN_WORD)
-        return Candidates(
-            slots.utterance[slot], places, scores, token, inside, torch.zeros_like(total)
-        )
+        owner = at(slots.utterance, slot)
+        return Candidates(owner, places, scores, token, inside, torch.zeros_like(total))
 
     def _spell_freely(self, slots: Slots, frame: _Frame) -> Candidates:
         """Letters that lead off the trie, or further off it."""

@@ -22,15 +22,14 @@ from w2vtool.decoder.beams import (
     HISTORY,
     HOT,
     LM,
-    MULTIPLIER,
     NODE,
-    SHIFT,
     TOKEN,
     TOKEN_TRACE,
     Beam,
     Trace,
 )
 from w2vtool.decoder.options import BeamOptions
+from w2vtool.decoder.tensors import at, mix, true
 
 NEVER = -float("inf")
 
@@ -44,7 +43,7 @@ class Slots(NamedTuple):
 
     def pick(self, rows: Tensor) -> Slots:
         """Some of them."""
-        return Slots(self.utterance[rows], self.places[rows], self.scores[rows])
+        return Slots(*(at(column, rows) for column in self))
 
 
 class Candidates(NamedTuple):
@@ -59,21 +58,20 @@ class Candidates(NamedTuple):
 
     def pick(self, rows: Tensor) -> Candidates:
         """Some of them."""
-        return Candidates(*(column[rows] for column in self))
+        return Candidates(*(at(column, rows) for column in self))
 
 
-def mix(a: Tensor, b: Tensor | int) -> Tensor:
-    """A hash of two int64; the same as the compiled one."""
-    h = ((a ^ (b * MULTIPLIER)) + 1) * MULTIPLIER
-    return h ^ (h >> SHIFT)
+def joined(scores: Tensor, summing: bool = False) -> Tensor:
+    """One score of two: the better one, or their sum."""
+    both = scores[:, BLANK], scores[:, TOKEN]
+    return torch.logaddexp(*both) if summing else torch.maximum(*both)
 
 
-def ragged(count: Tensor) -> tuple[Tensor, Tensor]:
-    """``[2, 0, 3]`` to owners ``[0, 0, 2, 2, 2]`` and places ``[0, 1, 0, 1, 2]``."""
-    rows = torch.arange(len(count), device=count.device)
-    owner = torch.repeat_interleave(rows, count)
-    begin = torch.cumsum(count, 0) - count
-    return owner, torch.arange(len(owner), device=count.device) - begin[owner]
+def ragged(count: Tensor, begin: Tensor) -> tuple[Tensor, Tensor]:
+    """``[2, 0, 3]`` from ``[7, 7, 4]`` on: owners ``[0, 0, 2, 2, 2]``, ``[7, 8, 4, 5, 6]``."""
+    owner = torch.repeat_interleave(count)
+    shift = begin - (torch.cumsum(count, 0) - count)
+    return owner, at(shift, owner) + torch.arange(len(owner), device=count.device)
 
 
 def greatest(score: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -81,9 +79,9 @@ def greatest(score: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]
     most = torch.full((groups,), NEVER, dtype=score.dtype, device=score.device)
     most.scatter_reduce_(0, group, score, "amax")
     rows = torch.arange(len(score), device=score.device)
+    rows = torch.where(score == at(most, group), rows, len(score))
     row = torch.full((groups,), len(score), device=score.device)
-    row.scatter_reduce_(0, group, torch.where(score == most[group], rows, len(score)), "amin")
-    return most, row
+    return most, row.scatter_reduce_(0, group, rows, "amin")
 
 
 def _sums(score: Tensor, group: Tensor, most: Tensor) -> Tensor:
@@ -93,64 +91,74 @@ def _sums(score: Tensor, group: Tensor, most: Tensor) -> Tensor:
     return torch.where(most > NEVER, base + torch.log(total), NEVER)
 
 
-def survivors(pool: Candidates, best_B: Tensor, options: BeamOptions) -> Candidates:
+def survivors(pool: Candidates, utterances: int, options: BeamOptions) -> Candidates:
     """Make one of the candidates for one place, and keep the best places of each utterance.
 
-    ``best_B`` is the best score so far. A place's trace is that of its best candidate.
+    A place's trace is that of its best candidate. Slots come out in the order of their utterances.
     """
-    rows, scores = torch.arange(len(pool.utterance), device=best_B.device), pool.scores
+    scores = pool.scores
     if not options.summing:
-        best_B = best_B.scatter_reduce(0, pool.utterance, scores.amax(1), "amax")
-        limit_c = best_B[pool.utterance] - options.threshold
-        scores = torch.where(scores > limit_c[:, None], scores, NEVER)
-        rows = torch.nonzero(scores.amax(1) > NEVER).squeeze(1)
-        scores = scores[rows]
-    key = mix(pool.utterance[rows], pool.places[rows, NODE])
+        total = joined(scores)
+        limit = _limits(total, pool.utterance, utterances, options)
+        rows = true(total > limit)
+        pool = pool.pick(rows)
+        scores = torch.where(pool.scores > at(limit, rows)[:, None], pool.scores, NEVER)
+    owner, places = pool.utterance, pool.places
     if options.by_history or options.summing:
-        key = mix(key, pool.places[rows, HISTORY])
+        key = mix(places[:, NODE], places[:, HISTORY])
     else:
-        key = mix(mix(key, pool.places[rows, LM]), pool.places[rows, HOT])
+        key = mix(mix(places[:, NODE], places[:, LM]), places[:, HOT])
+    bits = 63 - utterances.bit_length()
+    key = (owner << bits) | (key & ((1 << bits) - 1))
     unique, group = torch.unique(key, return_inverse=True)
-    blank, blank_row = greatest(scores[:, BLANK], group, len(unique))
-    token, token_row = greatest(scores[:, TOKEN], group, len(unique))
+    # both columns as one, because so few numbers take no longer than half of them
+    groups = torch.cat([group, group + len(unique)])
+    score = scores.t().reshape(-1)
+    most, row = greatest(score, groups, 2 * len(unique))
     if options.summing:
-        blank = _sums(scores[:, BLANK], group, blank)
-        token = _sums(scores[:, TOKEN], group, token)
-    blank_row, token_row = rows[blank_row], rows[token_row]
-    both = torch.stack([blank, token], 1)
-    kept = _kept(pool, token_row, both, len(best_B), options)
-    found = pool.pick(token_row[kept])
-    found.places[:, BLANK_TRACE] = pool.places[blank_row[kept], BLANK_TRACE]
-    return found._replace(scores=both[kept])
+        most = _sums(score, groups, most)
+    both = torch.stack([most[: len(unique)], most[len(unique) :]], 1)
+    blank_row, token_row = row[: len(unique)], row[len(unique) :] - len(owner)
+    kept = _kept(pool, token_row, both, utterances, options)
+    found = pool.pick(at(token_row, kept))
+    found.places[:, BLANK_TRACE] = at(places[:, BLANK_TRACE], at(blank_row, kept))
+    return found._replace(scores=at(both, kept))
+
+
+def _limits(total: Tensor, owner: Tensor, utterances: int, options: BeamOptions) -> Tensor:
+    """What each score must be above."""
+    best_B = torch.full((utterances,), NEVER, dtype=total.dtype, device=total.device)
+    best_B.scatter_reduce_(0, owner, total, "amax")
+    return at(best_B - options.threshold, owner)
 
 
 def _kept(
     pool: Candidates, row: Tensor, scores: Tensor, utterances: int, options: BeamOptions
 ) -> Tensor:
-    """The best places of each utterance, as many as the beam is wide; ``row`` are candidates."""
-    owner, total = pool.utterance[row], scores.amax(1)
+    """The best places of each utterance, as many as the beam is wide.
+
+    ``row`` are candidates, in the order of their utterances.
+    """
+    owner, total = at(pool.utterance, row), joined(scores, options.summing)
     kept = torch.arange(len(row), device=row.device)
     if options.summing:
-        total = torch.logaddexp(scores[:, BLANK], scores[:, TOKEN])
-        best = torch.full((utterances,), NEVER, dtype=total.dtype, device=total.device)
-        best.scatter_reduce_(0, owner, total, "amax")
-        good = total > best[owner] - options.threshold
+        good = total > _limits(total, owner, utterances, options)
         if not options.by_history:
             good &= _best_histories(pool, row, torch.where(good, total, NEVER))
-        kept = torch.nonzero(good).squeeze(1)
-        owner, total = owner[kept], total[kept]
+        kept = true(good)
+        owner, total = at(owner, kept), at(total, kept)
     count = torch.bincount(owner, minlength=utterances)
-    many = torch.nonzero(count[owner] > options.beam).squeeze(1)
-    if not len(many):
+    most = int(count.max())
+    if most <= options.beam:
         return kept
-    order = many[torch.argsort(total[many], descending=True, stable=True)]
-    order = order[torch.argsort(owner[order], stable=True)]
-    count = torch.bincount(owner[order], minlength=utterances)
-    begin = torch.cumsum(count, 0) - count
-    rank = torch.arange(len(order), device=order.device) - begin[owner[order]]
-    chosen = torch.ones_like(kept, dtype=torch.bool)
-    chosen[order[rank >= options.beam]] = False
-    return kept[chosen]
+    begin = torch.arange(utterances, device=row.device) * most - (torch.cumsum(count, 0) - count)
+    cell = at(begin, owner) + torch.arange(len(owner), device=row.device)
+    table = torch.full((utterances * most,), NEVER, dtype=total.dtype, device=row.device)
+    table.index_copy_(0, cell, total)
+    best = table.view(utterances, most).topk(options.beam, sorted=False).indices
+    chosen = torch.zeros((utterances, most), dtype=torch.bool, device=row.device)
+    chosen.scatter_(1, best, True)
+    return at(kept, true(at(chosen.view(-1), cell)))
 
 
 def _best_histories(pool: Candidates, row: Tensor, total: Tensor) -> Tensor:
@@ -166,7 +174,7 @@ def _best_histories(pool: Candidates, row: Tensor, total: Tensor) -> Tensor:
 class Traces:
     """Rows of all utterances' traces, as they come up; ``before`` counts over all of them."""
 
-    rows: list[Tensor] = field(default_factory=list)  # int64 [5, r]: see ``extend``
+    rows: list[Tensor] = field(default_factory=list)  # int32 [5, r]: see ``extend``
     log10: list[Tensor] = field(default_factory=list)
     used: int = 0
 
@@ -184,7 +192,7 @@ class Traces:
             owners.append(np.full(len(here), number))
             before = np.where(old.before >= 0, old.before + traces.used, -1)
             owner = np.full(len(before), number)
-            rows = np.stack([owner, before, old.token, old.word, old.frame]).astype(np.int64)
+            rows = np.stack([owner, before, old.token, old.word, old.frame]).astype(np.int32)
             traces.rows.append(torch.from_numpy(rows).to(device))
             traces.log10.append(torch.from_numpy(old.log10).to(device))
             traces.used += len(before)
@@ -193,13 +201,12 @@ class Traces:
 
     def extend(self, kept: Candidates, frame_B: Tensor) -> Slots:
         """Add a row for every new token; give the slots that point to them."""
-        new = torch.nonzero((kept.token >= 0) & (kept.scores[:, TOKEN] > NEVER)).squeeze(1)
-        owner, before = kept.utterance[new], kept.places[new, TOKEN_TRACE]
-        rows = [owner, before, kept.token[new], kept.word[new], frame_B[owner]]
-        self.rows.append(torch.stack(rows))
-        self.log10.append(kept.log10[new].float())
-        number = self.used + torch.arange(len(new), device=new.device)
-        kept.places[new, TOKEN_TRACE] = number
+        new = true((kept.token >= 0) & (kept.scores[:, TOKEN] > NEVER))
+        before = kept.places[:, TOKEN_TRACE]
+        columns = kept.utterance, before, kept.token, kept.word, at(frame_B, kept.utterance)
+        self.rows.append(torch.stack([at(column, new) for column in columns]).int())
+        self.log10.append(at(kept.log10, new).float())
+        before.index_copy_(0, new, torch.arange(len(new), device=new.device) + self.used)
         self.used += len(new)
         return Slots(kept.utterance, kept.places, kept.scores)
 
