@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import random
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +16,18 @@ import pytest
 
 from w2vtool.decoder.lm import open_lm
 from w2vtool.decoder.lm_train import train, write_arpa
+from w2vtool.decoder.lmplz import estimate
 from w2vtool.decoder.ngram import NGram
 
 W2v = Callable[..., Any]
 TEXT = "ONE TWO THREE\nONE TWO\nTWO THREE ONE\nSTOP\nGO ON\nGO\n" * 3 + "RARE WORDS COME ONCE\n"
+
+
+def zipf_text(sentences: int, words: int) -> list[str]:
+    draw = random.Random(0)
+    odds = [1 / (n + 1) for n in range(words)]
+    names = [f"W{n}" for n in range(words)]
+    return [" ".join(draw.choices(names, odds, k=draw.randint(1, 9))) for _ in range(sentences)]
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +121,7 @@ def test_a_pruned_model_is_smaller_and_reads_back(w2v: W2v) -> None:
 FAKE = """#!{python}
 import sys
 from pathlib import Path
+from w2vtool.decoder.lmplz import estimate
 from w2vtool.decoder.lm_train import read_lines, train, write_arpa
 words = sys.argv
 Path("called.txt").write_text(" ".join(words[1:]))
@@ -137,9 +149,10 @@ def test_lmplz_is_used_where_it_is_asked_for(w2v: W2v, lmplz: None) -> None:
     done = w2v(*words, "estimator=lmplz")
     assert done.code == 0, done.err
     called = Path("called.txt").read_text()
-    assert "-o 3" in called and "--prune 0 0 1" in called and "--discount_fallback" in called
+    assert "-o 3" in called and called.count("--prune") == 1 and called.endswith("--prune 0 0 1")
+    assert "--discount_fallback 0.5 1 1.5" in called
     assert open_lm("lm").order == 3 and Path("lm/words.txt").exists()
-    assert not list(Path("lm").glob(".lmplz-*"))
+    assert not list(Path("lm").glob(".*"))
 
 
 def test_small_texts_are_not_given_to_lmplz(w2v: W2v, lmplz: None) -> None:
@@ -157,3 +170,59 @@ def test_a_missing_lmplz_is_named(w2v: W2v, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", "")
     done = w2v("lm", "train", "text.txt", "--out", "lm", "estimator=lmplz")
     assert done.code == 2 and "no lmplz in PATH" in done.err
+
+
+@pytest.mark.skipif(not shutil.which("lmplz"), reason="lmplz is not in PATH")
+@pytest.mark.parametrize(
+    "options",
+    [("--order", "3"), ("--order", "3", "--prune", "0,0,1"), ("--order", "7"), ("--order", "1")],
+)
+def test_both_estimators_give_the_same_model(w2v: W2v, options: tuple[str, ...]) -> None:
+    """On few sentences lmplz counts one n-gram an order otherwise: test_lm_against_lmplz.py."""
+    odd = "Two\u00a0words\u200b <B> IT\u2019S\n\n" + "e\u0301\t\u00e9 it's\r\n"
+    Path("text.txt").write_text(odd + "\n".join(zipf_text(3000, 300)))
+    for estimator in ("numpy", "lmplz"):
+        done = w2v(
+            *("lm", "train", "text.txt", *options, "--case", "lower", "--out", estimator),
+            f"estimator={estimator}",
+        )
+        assert done.code == 0, done.err
+    ours, theirs = open_lm("numpy"), open_lm("lmplz")
+    assert isinstance(ours, NGram) and isinstance(theirs, NGram)
+    assert ours.words == theirs.words and ours.keys.tolist() == theirs.keys.tolist()
+    assert theirs.log10 == pytest.approx(ours.log10, abs=3e-3)
+    assert "it's" in ours.words and "it's" in Path("lmplz/words.txt").read_text()
+
+
+@pytest.mark.parametrize("estimator", ["numpy", "lmplz"])
+def test_an_interrupted_training_leaves_the_old_model(
+    w2v: W2v, lmplz: None, monkeypatch: pytest.MonkeyPatch, estimator: str
+) -> None:
+    assert w2v("lm", "train", "text.txt", "--order", "2", "--out", "lm").code == 0
+    before = {path.name: path.read_bytes() for path in Path("lm").iterdir()}
+
+    def interrupt(self: NGram, path: Path) -> None:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NGram, "save", interrupt)
+    words = ("lm", "train", "text.txt", "--order", "3", "--out", "lm", f"estimator={estimator}")
+    assert w2v(*words).code == 130
+    assert {path.name: path.read_bytes() for path in Path("lm").iterdir()} == before
+    assert w2v("lm", "prune", "lm", "--out", "lm", "--threshold", "1").code == 130
+    assert {path.name: path.read_bytes() for path in Path("lm").iterdir()} == before
+
+
+def test_lmplz_is_ended_with_the_task(here: Path, lmplz: None) -> None:
+    (here / "bin/lmplz").write_text("#!/bin/sh\necho $$ > pid\nexec /bin/sleep 100\n")
+    scratch = here / "scratch"
+    scratch.mkdir()
+
+    def interrupt(step: int) -> None:
+        if Path("pid").exists() and Path("pid").read_text().strip():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        estimate(["A B"], 2, (), scratch, interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(Path("pid").read_text()), 0)

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,10 @@ def test_what_is_no_language_model_is_refused(tmp_path: Path, content: bytes, wh
         ("-0.8\tB", "-0.8\tA", 10, "the word 'A' twice"),
         ("-0.4\tB </s>", "-0.4\tB </s> A -1", 15, "not a 2-gram: '-0.4"),
         ("\\end\\", "", 18, "no \\end\\ after the last n-gram"),
+        ("-0.4\tB </s>", "-0.4\tA B", 15, "a 2-gram twice"),
+        ("A\t-0.2", "A\tnan", 9, "back-off weight nan of a 1-gram"),
+        ("A\t-0.2", "A\tinf", 9, "back-off weight inf of a 1-gram"),
+        ("ngram 2=4", f"ngram 2={10**15}", 12, "2-grams promised, more than fit in memory"),
     ],
 )
 def test_a_wrong_line_of_an_arpa_file_is_named(
@@ -155,6 +160,38 @@ def test_a_wrong_line_of_an_arpa_file_is_named(
     with pytest.raises(DataError, match=re.escape(what)) as caught:
         open_lm(tmp_path / "lm")
     assert caught.value.where == f"{tmp_path / 'lm'}:{line}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("\t", " "),
+        lambda text: text.replace("\t", " \t "),
+        lambda text: "\ufeff" + text,
+        lambda text: "made by hand\n\n# ngram 1=7\n" + text,
+        lambda text: text.replace("\\2-", "\n\n\\2-").replace("ngram 1=5", "ngram  1 = 5"),
+        lambda text: text.replace("\nngram 1", "\n\nngram 1") + "and more\n",
+        lambda text: re.sub(r"(</s>|<unk>)\n", r"\1\t-99\n", text),
+        lambda text: re.sub(r"(.*\t.* .*)\n", r"\1\t0\n", text),
+        lambda text: text.replace("0\t<s>", "-99\t<s>"),
+        lambda text: text.replace("0\t<s>", "-inf\t<s>"),
+        lambda text: text.replace("-1.5\t<unk>\n", "").replace("1=5", "1=4"),
+        lambda text: text.replace("<unk>", "<UNK>"),
+    ],
+)
+def test_odd_but_legal_arpa_files_are_read(tmp_path: Path, change: Callable[[str], str]) -> None:
+    for name, pack in (("lm.arpa", bytes), ("lm.gz", gzip.compress)):
+        (tmp_path / name).write_bytes(pack(change(ARPA).encode()))
+        assert open_lm(tmp_path / name).sentence(["A", "B"]) == pytest.approx(-1.2)
+        assert open_lm(tmp_path / name).sentence(["B", "A"]) == pytest.approx(-1.1 - 0.7 - 0.9)
+
+
+def test_lines_are_counted_from_the_top_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "lm").write_text("a header\n\n" + ARPA.replace("-0.6\tA", "x\tA"))
+    with pytest.raises(DataError, match="not a number") as caught:
+        open_lm(tmp_path / "lm")
+    assert caught.value.where == f"{tmp_path / 'lm'}:11"
 
 
 @pytest.mark.parametrize("mark", ["<s>", "</s>"])
@@ -174,6 +211,21 @@ def test_a_model_of_order_1_is_read(tmp_path: Path) -> None:
 def test_an_arpa_file_cut_anywhere_is_refused(tmp_path: Path, kept: int) -> None:
     (tmp_path / "cut.arpa").write_text(ARPA[:kept])
     refused(tmp_path / "cut.arpa")
+
+
+def test_a_binary_that_lost_some_of_its_words_is_refused(tmp_path: Path) -> None:
+    for kept in (-1, -3, -8):
+        (tmp_path / "lm").write_bytes(BINARY[:kept])
+        assert refused(tmp_path / "lm") == "a damaged KenLM binary: its words are cut off"
+
+
+def test_a_binary_that_kenlm_crashes_on_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lm").write_bytes(BINARY)
+    crash = "\nimport os\nos.kill(os.getpid(), 11)"
+    monkeypatch.setattr(kenlm_binary, "_TRIAL", kenlm_binary._TRIAL + crash)
+    assert "KenLM crashes on it (signal 11)" in refused(tmp_path / "lm")
 
 
 def test_kenlm_writes_nothing_and_stderr_works_afterwards(

@@ -33,13 +33,14 @@ class _Grams(NamedTuple):
     ids: np.ndarray  # int32 [R, n]
     log10: np.ndarray  # float32 [R]
     backoff: np.ndarray  # float32 [R]
+    line: int  # where the first one stands
 
 
 class Lines:
     """Lines of a file that know their number."""
 
-    def __init__(self, lines: Iterator[bytes], path: Path) -> None:
-        self._lines, self.path, self.number = lines, path, 0
+    def __init__(self, lines: Iterator[bytes], path: Path, skipped: int = 0) -> None:
+        self._lines, self.path, self.number = lines, path, skipped
 
     def block(self, count: int) -> list[bytes]:
         """The next lines, fewer at the end of the file."""
@@ -60,9 +61,12 @@ class Lines:
         return DataError(what, where=f"{self.path}:{self.number + ahead}", hint=HINT)
 
 
-def read(lines: Iterator[bytes], path: Path) -> NGram:
-    """Read a model. Raises DataError with the line for anything that is not as it should be."""
-    source = Lines(lines, path)
+def read(lines: Iterator[bytes], path: Path, skipped: int = 0) -> NGram:
+    """Read a model, from its counts on, after so many lines that were skipped.
+
+    Raises DataError with the line for anything that is not as it should be.
+    """
+    source = Lines(lines, path, skipped)
     counts = _counts(source)
     ids: dict[bytes, int] = {}
     grams: list[_Grams] = []
@@ -74,9 +78,9 @@ def read(lines: Iterator[bytes], path: Path) -> NGram:
         pass
     words = _words(ids, source)
     grams[0] = _with_unknown(words, grams[0], path)
-    tables = _tables(grams, len(words))
+    tables = _tables(grams, len(words), path)
     if tables is None:
-        tables = _tables(_completed(grams), len(words))
+        tables = _tables(_completed(grams), len(words), path)
         assert tables is not None
     return assemble(words, tables, path)
 
@@ -101,8 +105,12 @@ def _section(source: Lines, n: int, count: int, ids: dict[bytes, int], last: boo
     """The n-grams of one order; fills ``ids`` from the first."""
     if n > 1 and (line := source.text()) != f"\\{n}-grams:".encode():
         raise source.error(f"no \\{n}-grams: after {len(ids)} words, but {_shown(line)}")
-    ids_Rn = np.empty((count, n), np.int32)
-    log10_R, backoff_R = np.empty(count, np.float32), np.zeros(count, np.float32)
+    first_line = source.number + 1
+    try:
+        ids_Rn = np.empty((count, n), np.int32)
+        log10_R, backoff_R = np.empty(count, np.float32), np.zeros(count, np.float32)
+    except (MemoryError, ValueError):
+        raise source.error(f"{count} {n}-grams promised, more than fit in memory") from None
     for start in range(0, count, LINES):
         block = source.block(min(LINES, count - start))
         rows = slice(start, start + len(block))
@@ -119,11 +127,18 @@ def _section(source: Lines, n: int, count: int, ids: dict[bytes, int], last: boo
             backoff_R[rows] = _floats(columns[n + 1], block, source)
         if len(block) < min(LINES, count - start):
             raise source.error(f"{count} {n}-grams promised, {start + len(block)} found")
-    wrong = np.flatnonzero((log10_R > 1e-4) | np.isnan(log10_R))
+    grams = _Grams(ids_Rn, np.maximum(log10_R, -1e4), np.maximum(backoff_R, -1e4), first_line)
+    _check("log10 probability", grams.log10, 0, grams, source.path)
+    _check("back-off weight", grams.backoff, 1e4, grams, source.path)
+    return grams
+
+
+def _check(name: str, values_R: np.ndarray, most: float, grams: _Grams, path: Path) -> None:
+    """Refuse what is above a value, and NaN."""
+    wrong = np.flatnonzero(~(values_R <= most + 1e-4))
     if len(wrong):
-        what = f"log10 probability {log10_R[wrong[0]]:g} of a {n}-gram, above 0"
-        raise source.error(what, int(wrong[0]) - count + 1)
-    return _Grams(ids_Rn, np.maximum(log10_R, -1e4), np.maximum(backoff_R, -1e4))
+        what = f"{name} {values_R[wrong[0]]:g} of a {grams.ids.shape[1]}-gram, above {most:g}"
+        raise DataError(what, where=f"{path}:{grams.line + wrong[0]}", hint=HINT)
 
 
 def _columns(block: list[bytes], n: int, source: Lines) -> list[list[bytes]]:
@@ -200,16 +215,20 @@ def _with_unknown(words: list[str], grams: _Grams, path: Path) -> _Grams:
         np.vstack([grams.ids, [[len(words) - 1]]]),
         np.append(grams.log10, np.float32(NO_UNKNOWN)),
         np.append(grams.backoff, np.float32(0)),
+        grams.line,
     )
 
 
-def _tables(grams: list[_Grams], words: int) -> list[OrderTable] | None:
-    """Sort every order and link it to the one below; None where that lacks something."""
+def _tables(grams: list[_Grams], words: int, path: Path) -> list[OrderTable] | None:
+    """Sort every order and link it to the one below; None where that lacks something.
+
+    Raises DataError for an n-gram that is there twice.
+    """
     every = np.arange(words)
     none = np.zeros(words, np.int64)
     tables = [OrderTable(none, every, none, grams[0].log10, grams[0].backoff)]
     keys = [every]
-    for ids_Rn, log10_R, backoff_R in grams[1:]:
+    for ids_Rn, log10_R, backoff_R, line in grams[1:]:
         context_R = ids_Rn[:, 0].astype(np.int64)
         for place in range(1, ids_Rn.shape[1] - 1):
             context_R = _find(keys[place], context_R * words + ids_Rn[:, place])
@@ -219,6 +238,10 @@ def _tables(grams: list[_Grams], words: int) -> list[OrderTable] | None:
         if (np.diff(key_R) <= 0).any():
             order = np.argsort(key_R, kind="stable")
             key_R, log10_R, backoff_R = key_R[order], log10_R[order], backoff_R[order]
+            twice = np.flatnonzero(np.diff(key_R) == 0)
+            if len(twice):
+                where = f"{path}:{line + order[twice[0] + 1]}"
+                raise DataError(f"a {ids_Rn.shape[1]}-gram twice", where=where, hint=HINT)
         context_R, word_R = np.divmod(key_R, words)
         if len(tables) == 1:
             suffix_R = word_R
@@ -255,5 +278,6 @@ def _completed(grams: list[_Grams]) -> list[_Grams]:
             np.concatenate([below.ids, added]),
             np.append(below.log10, np.full(len(added), np.nan, np.float32)),
             np.append(below.backoff, np.zeros(len(added), np.float32)),
+            below.line,
         )
     return done

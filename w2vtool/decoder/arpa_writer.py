@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,31 +61,33 @@ def _text(
     head = "".join(f"ngram {n}={size}\n" for n, size in enumerate(sizes, start=1))
     write(f"\\data\\\n{head}".encode())
     names, done = np.array(words, dtype=object), 0
-    texts = np.array([""], dtype=object)  # of the order below, by row
     for n, table in enumerate(tables, start=1):
         write(f"\n\\{n}-grams:\n".encode())
-        last = n == len(sizes)
-        here = np.empty(0 if last else len(table.word), dtype=object)
         for start in range(0, len(table.word), CHUNK):
             part = slice(start, start + CHUNK)
-            text = names[table.word[part]].tolist()
-            if n > 1:
-                before = texts[table.context[part]].tolist()
-                text = [f"{a} {b}" for a, b in zip(before, text, strict=True)]
+            texts = _spelled(names, tables[:n], part)
             chances = table.log10[part].tolist()
-            if last:
-                lines = [f"{p:.7g}\t{t}\n" for p, t in zip(chances, text, strict=True)]
+            if n == len(sizes):
+                lines = [f"{p:.7g}\t{t}\n" for p, t in zip(chances, texts, strict=True)]
             else:
-                here[part] = text
                 factors = table.backoff[part].tolist()
                 lines = [
                     f"{p:.7g}\t{t}\t{b:.7g}\n"
-                    for p, t, b in zip(chances, text, factors, strict=True)
+                    for p, t, b in zip(chances, texts, factors, strict=True)
                 ]
             write("".join(lines).encode())
             done += len(lines)
             on_progress(done)
-        texts = here
     if len(sizes) > len(tables):
         write(b"\n\\2-grams:\n")
     write(b"\n\\end\\\n")
+
+
+def _spelled(names: np.ndarray, tables: Sequence[OrderTable], part: slice) -> Iterator[str]:
+    """The words of n-grams of the last table; looked up, since all of them are too many to hold."""
+    rows = np.arange(*part.indices(len(tables[-1].word)))
+    columns: list[list[str]] = []
+    for table in reversed(tables):
+        columns.append(names[table.word[rows]].tolist())
+        rows = table.context[rows]
+    return map(" ".join, zip(*reversed(columns), strict=True))

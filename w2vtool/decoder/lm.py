@@ -14,8 +14,8 @@ import gzip
 import hashlib
 import logging
 import os
+import re
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -32,6 +32,8 @@ TENSORS, ARPA, WORDS = "lm.npz", "lm.arpa.gz", "words.txt"  # in the folder of a
 
 _BINARY, _GZIP, _ZIP = b"mmap lm ", b"\x1f\x8b", b"PK\x03\x04"
 _HINT = "give an ARPA file (.arpa, .arpa.gz) or a KenLM binary, as made by: w2vtool lm train"
+_DATA = re.compile(rb"(?:^|\n|\xef\xbb\xbf)[ \t]*(\\data\\)[ \t\r]*(?:\n|$)")
+_HEADER_BYTES = 1 << 16  # where it must come; any text may stand before it
 _CACHED_BYTES = 4 << 20  # a smaller file is read as fast as the cache
 
 
@@ -57,9 +59,6 @@ def open_lm(path: str | Path) -> LanguageModel:
         return kenlm_binary.read(path)
     if head.startswith(_ZIP):
         return ngram.load(path)
-    if not head.startswith(_GZIP) and not head.lstrip().startswith(b"\\data\\"):
-        what = f"begins with {head[:20]!r}" if head else "the file is empty"
-        raise DataError(f"not a language model: {what}", where=str(path), hint=_HINT)
     if size < _CACHED_BYTES:
         return _read_arpa(path, packed=head.startswith(_GZIP))
     return _cached(path, packed=head.startswith(_GZIP))
@@ -101,20 +100,14 @@ def _cached(path: Path, *, packed: bool) -> NGram:
 def _read_arpa(path: Path, *, packed: bool) -> NGram:
     with gzip.open(path) if packed else path.open("rb") as file:
         try:
-            return arpa.read(_lines(iter(file), path), path)
+            head = file.read(_HEADER_BYTES)
+            found = _DATA.search(head)
+            if not found:
+                what = f"begins with {head[:20]!r}" if head else "the file is empty"
+                raise DataError(f"not a language model: {what}", where=str(path), hint=_HINT)
+            file.seek(found.start(1))
+            return arpa.read(iter(file), path, head.count(b"\n", 0, found.start(1)))
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(
                 f"cannot be unpacked: {error}", where=str(path), hint="copy the file again"
             ) from None
-
-
-def _lines(lines: Iterator[bytes], path: Path) -> Iterator[bytes]:
-    """The lines, if they begin as an ARPA file does; other things may be packed too."""
-    for line in lines:
-        if line.strip():
-            if line.strip() != b"\\data\\":
-                what = f"not a language model: begins with {line[:20]!r}"
-                raise DataError(what, where=str(path), hint=_HINT)
-            yield line
-            break
-    yield from lines

@@ -11,6 +11,7 @@ Source: Stolcke 1998, "Entropy-based pruning of backoff language models", eq. 6 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -60,9 +61,12 @@ def tables(model: NGram) -> list[OrderTable]:
     return found
 
 
-def prune(model: NGram, threshold: float) -> Pruned:
+def prune(
+    model: NGram, threshold: float, on_progress: Callable[[int], None] = lambda orders: None
+) -> Pruned:
     """Leave out n-grams that change the perplexity by less than ``threshold``, such as 1e-8.
 
+    ``on_progress`` is told how many orders are done, and may raise to stop.
     Raises ConfigError for a threshold that is not above 0.
     """
     if not threshold > 0:
@@ -79,6 +83,7 @@ def prune(model: NGram, threshold: float) -> Pruned:
             gone[above.suffix] = False
         found = _without(found, n, gone)
         history[n] = history[n][~gone]
+        on_progress(len(found) - n)
     for n in range(1, len(found)):
         found[n - 1] = found[n - 1]._replace(backoff=_weights(found[n - 1], found[n]))
     return Pruned(found, before)

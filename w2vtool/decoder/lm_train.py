@@ -163,14 +163,14 @@ def train(
     Raises ConfigError for a wrong order or threshold, DataError for a text without words or with
     ``<s>``, ``</s>`` or ``<unk>`` in it.
     """
-    thresholds = _thresholds(prune, order)
+    given = thresholds(prune, order)
     stream, words = _to_ids(lines)
     on_stage("read")
     counts = _count(stream, len(words), order, on_stage)
     notes: list[str] = []
     orders: list[Order] = []
     discounts = []
-    for n, threshold in enumerate(thresholds, start=1):
+    for n, threshold in enumerate(given, start=1):
         adjusted = _adjusted(counts, n)
         discount = _discounts(adjusted, n, notes)
         kept = counts[n - 1].raw > threshold if n > 1 else np.ones(len(words), bool)
@@ -184,6 +184,42 @@ def train(
     return NGrams(
         words, tuple(orders), tuple(discounts), tuple(notes), sentences, len(stream) - 2 * sentences
     )
+
+
+def thresholds(prune: Sequence[int], order: int) -> list[int]:
+    """One threshold for each order, as ``train`` takes them. Raises ConfigError."""
+    if not 1 <= order <= MAX_ORDER:
+        raise ConfigError(f"an n-gram order of {order}", hint=f"1 to {MAX_ORDER}; 4 is usual")
+    given = list(prune) or [0]
+    if len(given) > order:
+        raise ConfigError(f"{len(given)} pruning thresholds for a model of order {order}")
+    if given[0] != 0 or any(b < a for a, b in pairwise(given)):
+        raise ConfigError(
+            f"pruning thresholds {' '.join(map(str, given))}",
+            hint="the first is 0, and none is below the one before it, e.g. 0 0 1 1",
+        )
+    return given + [given[-1]] * (order - len(given))
+
+
+def sentences(lines: Iterable[str]) -> Iterator[list[str]]:
+    """The words of every line that has some.
+
+    Raises DataError for lines that ``read_lines`` refuses too, and where there is none with words.
+    """
+    found = False
+    for number, line in enumerate(lines, start=1):
+        _check(line, f"line {number}")
+        if words := line.split():
+            found = True
+            yield words
+    if not found:
+        raise DataError("no words in the text", hint="one sentence a line, words between spaces")
+
+
+def fallback_note(n: int, why: str) -> str:
+    """What to tell a person who gets discounts that are no estimate."""
+    used = ", ".join(f"{value:g}" for value in FALLBACK)
+    return f"discounts of {n}-grams set to {used}: {why} (a small or repetitive text)"
 
 
 def write_arpa(ngrams: NGrams, path: str | Path) -> None:
@@ -217,33 +253,14 @@ def _check(line: str, where: str) -> None:
         raise DataError("a NUL character in the text", where=where, hint="is it a text file?")
 
 
-def _thresholds(prune: Sequence[int], order: int) -> list[int]:
-    if not 1 <= order <= MAX_ORDER:
-        raise ConfigError(f"an n-gram order of {order}", hint=f"1 to {MAX_ORDER}; 4 is usual")
-    given = list(prune) or [0]
-    if len(given) > order:
-        raise ConfigError(f"{len(given)} pruning thresholds for a model of order {order}")
-    if given[0] != 0 or any(b < a for a, b in pairwise(given)):
-        raise ConfigError(
-            f"pruning thresholds {' '.join(map(str, given))}",
-            hint="the first is 0, and none is below the one before it, e.g. 0 0 1 1",
-        )
-    return given + [given[-1]] * (order - len(given))
-
-
 def _to_ids(lines: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """The text as one stream of ids with sentence marks, and the words by id."""
     vocabulary = {word: index for index, word in enumerate(SPECIAL)}
     stream = array("i")
-    for number, line in enumerate(lines, start=1):
-        _check(line, f"line {number}")
-        words = line.split()
-        if words:
-            stream.append(BEGIN)
-            stream.extend([vocabulary.setdefault(word, len(vocabulary)) for word in words])
-            stream.append(END)
-    if not stream:
-        raise DataError("no words in the text", hint="one sentence a line, words between spaces")
+    for words in sentences(lines):
+        stream.append(BEGIN)
+        stream.extend([vocabulary.setdefault(word, len(vocabulary)) for word in words])
+        stream.append(END)
     return np.array(stream, np.int32), tuple(vocabulary)
 
 
@@ -317,8 +334,7 @@ def _discounts(adjusted: np.ndarray, n: int, notes: list[str]) -> tuple[float, f
             return d1, d2, d3
         why = f"the formula gives {d1:.3g}, {d2:.3g}, {d3:.3g}"
     if len(adjusted):
-        used = ", ".join(f"{value:g}" for value in FALLBACK)
-        notes.append(f"discounts of {n}-grams set to {used}: {why} (a small or repetitive text)")
+        notes.append(fallback_note(n, why))
     return FALLBACK
 
 

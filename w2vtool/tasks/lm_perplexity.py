@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from w2vtool.errors import DataError, Stopped
+from w2vtool.errors import DataError
 from w2vtool.schema import Config, knob
 from w2vtool.task import Task
 
@@ -78,8 +78,6 @@ def lm_perplexity(config: LmPerplexityConfig, run: Run) -> dict[str, Any]:
                 counts = counts.plus(score(model, line, strange))
                 if counts.sentences % LINES_A_TICK == 0:
                     bar.update(done + counts.sentences)
-                    if run.stop.signal is not None:
-                        raise Stopped(run.stop.signal)
             if not counts.words:
                 raise DataError("no words in the text", where=str(path))
             found[str(path)] = counts

@@ -31,27 +31,20 @@ class LmPruneConfig(Config):
 
 
 def prune(config: LmPruneConfig, run: Run) -> dict[str, Any]:
-    """Read, leave out, write."""
-    from w2vtool.decoder import arpa_writer, lm, lm_prune
-    from w2vtool.decoder.ngram import NGram, assemble
-    from w2vtool.run import write_atomic
+    """Read, leave out, write. A signal ends it at once: nothing can be resumed."""
+    from w2vtool.decoder import lm, lm_folder, lm_prune
+    from w2vtool.decoder.ngram import NGram
 
     model = lm.open_lm(config.lm)
     if not isinstance(model, NGram):
         raise ConfigError(
             "a KenLM binary does not tell its n-grams", where=str(config.lm), hint="give the ARPA"
         )
-    found, before = lm_prune.prune(model, config.threshold)
-    alone = config.out.name.endswith((".arpa", ".arpa.gz"))
-    arpa = config.out if alone else config.out / lm.ARPA
+    with run.progress(model.order - 1, "pruning", "orders") as bar:
+        found, before = lm_prune.prune(model, config.threshold, bar.update)
     after = [len(table.word) for table in found]
-    with run.progress(sum(after), f"writing {arpa.name}", "n-grams") as bar:
-        arpa_writer.write(model.words, found, arpa, bar.update)
-    if not alone:
-        smaller = assemble(model.words, found, arpa)
-        smaller.save(config.out / lm.TENSORS)
-        words = "".join(f"{word}\n" for word in sorted(smaller.vocabulary()))
-        write_atomic(config.out / lm.WORDS, words)
+    with run.progress(sum(after), f"writing {config.out}", "n-grams") as bar:
+        lm_folder.write(config.out, model.words, found, bar.update)
     rows = [(n, f"{b:,}", f"{a:,}") for n, (b, a) in enumerate(zip(before, after, strict=True), 1)]
     run.table(f"pruned at {config.threshold:g}: {config.out}", ("order", "before", "after"), rows)
     return {"lm": str(config.out), "before": before, "after": after}

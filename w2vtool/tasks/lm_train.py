@@ -10,17 +10,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from w2vtool.errors import ConfigError, DataError, Stopped
+from w2vtool.errors import ConfigError
 from w2vtool.schema import Config, knob
 from w2vtool.task import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from w2vtool.decoder.ngram import NGram
+    from w2vtool.decoder.ngram import OrderTable
     from w2vtool.run import Run
 
+    Model = tuple[Sequence[str], list[OrderTable], Sequence[str]]  # words, n-grams, notes
+
 LARGE_BYTES = 550_000_000  # of text: about 100 M words, 8.5 GB of memory at 85 bytes a word
+GZIPPED = 3  # how much longer text is than its .gz
 
 
 class LmTrainConfig(Config):
@@ -46,63 +49,45 @@ class LmTrainConfig(Config):
 
 
 def lm_train(config: LmTrainConfig, run: Run) -> dict[str, Any]:
-    """Read, count, smooth, write."""
-    from w2vtool.decoder import lm
-    from w2vtool.run import write_atomic
+    """Read, count, smooth, write. A signal ends it at once: nothing can be resumed."""
+    import tempfile
 
-    alone = config.out.name.endswith((".arpa", ".arpa.gz"))
-    arpa = config.out if alone else config.out / lm.ARPA
-    arpa.parent.mkdir(parents=True, exist_ok=True)
+    from w2vtool.decoder import lm_folder
+
+    folder = config.out.parent if lm_folder.is_file(config.out) else config.out
+    folder.mkdir(parents=True, exist_ok=True)
     estimate = with_lmplz if by_lmplz(config) else with_numpy
-    model = estimate(config, arpa, run)
-    words = sorted(model.vocabulary())
-    lists = [path for path in (config.words, None if alone else config.out / lm.WORDS) if path]
-    for path in lists:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, "".join(f"{word}\n" for word in words))
-    if not alone:
-        model.save(config.out / lm.TENSORS)
-    counts = {n: len(t.word) for n, t in enumerate(tables(model), start=1)}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".lm-train-") as scratch:
+        words, tables, notes = estimate(config, Path(scratch), run)
+    for note in notes:
+        run.say(note)
+    counts = {n: len(table.word) for n, table in enumerate(tables, start=1)}
+    with run.progress(sum(counts.values()), f"writing {config.out}", "n-grams") as bar:
+        listed = lm_folder.write(config.out, words, tables, bar.update)
+    if config.words:
+        lm_folder.write_words(config.words, listed)
     run.table(
-        f"{config.order}-gram model of {len(words)} words: {config.out}",
+        f"{config.order}-gram model of {len(listed)} words: {config.out}",
         ["order", "n-grams"],
         list(counts.items()),
     )
-    return {"lm": str(config.out), "words": len(words), "ngrams": counts}
+    return {"lm": str(config.out), "words": len(listed), "ngrams": counts}
 
 
-def tables(model: NGram) -> list[Any]:
-    """The n-grams of a model by order."""
-    from w2vtool.decoder.lm_prune import tables
-
-    return tables(model)
-
-
-def with_numpy(config: LmTrainConfig, arpa: Path, run: Run) -> NGram:
+def with_numpy(config: LmTrainConfig, folder: Path, run: Run) -> Model:
     """Estimate here."""
-    from w2vtool.decoder import arpa_writer
     from w2vtool.decoder import lm_train as training
-    from w2vtool.decoder.ngram import assemble
 
-    stages = 1 + 2 * config.order
-    with run.progress(stages, "training", "stages") as bar:
+    with run.progress(1 + 2 * config.order, "training", "stages") as bar:
         done = 0
 
         def on_stage(stage: str) -> None:
             nonlocal done
             done += 1
             bar.update(done, stage=stage)
-            if run.stop.signal is not None:
-                raise Stopped(run.stop.signal)
 
         ngrams = training.train(lines(config), config.order, config.prune, on_stage)
-    for note in ngrams.notes:
-        run.say(note)
-    words, made, total = ngrams.words, ngrams.tables(), sum(ngrams.counts)
-    del ngrams  # as large as all that follows
-    with run.progress(total, f"writing {arpa.name}", "n-grams") as bar:
-        arpa_writer.write(words, made, arpa, bar.update)
-    return assemble(words, made, arpa)
+    return ngrams.words, ngrams.tables(), ngrams.notes
 
 
 def by_lmplz(config: LmTrainConfig) -> bool:
@@ -111,7 +96,11 @@ def by_lmplz(config: LmTrainConfig) -> bool:
 
     if config.estimator == "numpy":
         return False
-    size = sum(path.stat().st_size for path in config.text if path.exists())
+    size = sum(
+        path.stat().st_size * (GZIPPED if path.suffix == ".gz" else 1)
+        for path in config.text
+        if path.exists()
+    )
     if config.estimator == "auto" and size < LARGE_BYTES:
         return False
     found = shutil.which("lmplz") is not None
@@ -121,37 +110,19 @@ def by_lmplz(config: LmTrainConfig) -> bool:
     return found
 
 
-def with_lmplz(config: LmTrainConfig, arpa: Path, run: Run) -> NGram:
+def with_lmplz(config: LmTrainConfig, folder: Path, run: Run) -> Model:
     """Let KenLM's program estimate, and read what it wrote."""
-    import subprocess
-    import tempfile
-
-    from w2vtool.decoder import arpa_writer, lm
+    from w2vtool.decoder import lm, lmplz
     from w2vtool.decoder.lm_prune import tables
     from w2vtool.decoder.ngram import NGram
 
-    prune = ["--prune", *map(str, config.prune)] if config.prune else []
-    with tempfile.TemporaryDirectory(dir=arpa.parent, prefix=".lmplz-") as folder:
-        text, raw = Path(folder) / "text", Path(folder) / "lm.arpa"
-        command = ["lmplz", "-o", str(config.order), "--discount_fallback", "-T", folder]
-        command += [
-            "--text",
-            str(text),
-            "--arpa",
-            str(raw),
-            *(["--prune", *prune] if prune else []),
-        ]
-        with text.open("w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines(config))
-        run.say(" ".join(command))
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise DataError(f"lmplz failed ({last})", hint="estimator=numpy")
-        model = lm.open_lm(raw)
-        assert isinstance(model, NGram)
-        arpa_writer.write(model.words, tables(model), arpa)
-    return model
+    with run.progress(lmplz.STEPS, "training by lmplz", "steps") as bar:
+        made = lmplz.estimate(lines(config), config.order, config.prune, folder, bar.update)
+    arpa, notes = made
+    model = lm.open_lm(arpa)
+    arpa.unlink()
+    assert isinstance(model, NGram)
+    return model.words, tables(model), notes
 
 
 def lines(config: LmTrainConfig) -> Iterator[str]:
