@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from w2vtool.errors import CheckpointError, DataError
-from w2vtool.parts import Compute
+from w2vtool.parts import REJECTED, Compute
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Squares:
     """The squares of numbers; each is noted in ``notes``, so that a test can count what was done.
 
     A number in ``deadly`` kills its process the first time that it is met, ``always`` every time;
-    one in ``bad`` cannot be squared; ``slow`` takes a second for each.
+    one in ``bad`` cannot be squared, one in ``unfit`` is rejected; ``slow`` takes a second each.
     """
 
     notes: Path
@@ -27,6 +27,7 @@ class Squares:
     always: bool = False
     bad: tuple[int, ...] = ()
     slow: bool = False
+    unfit: tuple[int, ...] = ()  # of these rows there is none
     lost: bool = False  # it cannot even start
 
     def start(self, device: str) -> Compute:
@@ -36,7 +37,11 @@ class Squares:
         def compute(rows: Sequence[int]) -> Iterator[dict[str, Any]]:
             for row in rows:
                 self.meet(row)
-                yield {"id": row, "square": row * row}
+                if row not in self.unfit:
+                    yield {"id": row, "square": row * row}
+            for number, row in enumerate(rows):
+                if row in self.unfit:
+                    yield {REJECTED: number, "id": row}
 
         return compute
 

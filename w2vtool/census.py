@@ -46,7 +46,7 @@ class Census:
     speaker_seconds: Counter[str] = field(default_factory=Counter)
     lang_seconds: Counter[str] = field(default_factory=Counter)
     lang_rows: Counter[str] = field(default_factory=Counter)
-    sample_rates: Counter[int] = field(default_factory=Counter)
+    sample_rates: Counter[int | None] = field(default_factory=Counter)
     alphabet: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)  # odd letter → id where it stands first
     without: Counter[str] = field(default_factory=Counter)  # "text", "speaker", "lang" → rows

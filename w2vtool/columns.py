@@ -38,7 +38,7 @@ from w2vtool.rows import Utterance, parse
 from w2vtool.scan import OnProgress, checked
 
 log = logging.getLogger(__name__)
-_MAGIC = b"w2vtool columns1"  # the last letter is the version of the format
+_MAGIC = b"w2vtool columns2"  # the last letter is the version of the format
 _PREFIX = struct.Struct("<16sQI")  # magic, length of the header, checksum of the header
 _CLOCK_NS = 100_000_000  # no clock of a file system that counts below seconds is coarser
 _COARSE_NS = 3_000_000_000  # those that count in seconds
@@ -52,7 +52,7 @@ class Columns:
     key: tuple[int, ...]
     sha256: str
     seconds: float
-    rates: Counter[int]  # Hz → rows
+    rates: Counter[int | None]  # Hz → rows
     starts: np.ndarray  # int64 [N], bytes
     durations: np.ndarray  # float64 [N], seconds
     cached: bool = False
@@ -63,7 +63,7 @@ class Collector:
 
     def __init__(self) -> None:
         self._starts, self._durations = array("q"), array("d")
-        self._rates: Counter[int] = Counter()
+        self._rates: Counter[int | None] = Counter()
         self._digest = sha256()
 
     def add(self, row: Utterance, start: int, hashed: bytes) -> None:
@@ -150,8 +150,8 @@ class Rows(Sequence[Utterance]):
             first = stop
 
 
-def rates(rows: Sequence[Utterance]) -> Counter[int]:
-    """How many rows have which sample rate (Hz)."""
+def rates(rows: Sequence[Utterance]) -> Counter[int | None]:
+    """How many rows say which sample rate (Hz); None: they say nothing."""
     if isinstance(rows, Rows):
         return rows.columns.rates
     return Counter(row.sample_rate for row in rows)
@@ -214,7 +214,7 @@ def load(path: Path) -> Columns | None:
         log.info("%s is damaged, it is made again", cache)
         return None
     data = np.memmap(cache, np.int64, "r", _PREFIX.size + length, (2, count))
-    known = Counter({int(rate): rows for rate, rows in header["rates"].items()})
+    known = Counter({int(rate) or None: rows for rate, rows in header["rates"].items()})
     numbers = np.asarray(data)
     return Columns(
         key, header["sha256"], header["seconds"], known, numbers[0], numbers[1].view(float), True
@@ -233,7 +233,7 @@ def save(path: Path, columns: Columns) -> Columns:
         "rows": len(columns.starts),
         "sha256": columns.sha256,
         "seconds": columns.seconds,
-        "rates": {str(rate): rows for rate, rows in sorted(columns.rates.items())},
+        "rates": {str(rate or 0): rows for rate, rows in columns.rates.items()},
         "checksum": body,
     }
     text = json.dumps(header).encode()

@@ -90,8 +90,7 @@ def _compare(folder: Path, verify: Verify, numbered: Line) -> _Compared:
     info = _info(folder / row.audio, row.span)
     if isinstance(info, AudioError):
         return _Compared([Mismatch(number, row.id, info.reason, info.fact)], None, *marks)
-    stated = b'"sample_rate"' in line
-    reasons = list(_differences(row, info, stated)) or list(_damage(folder, row, verify))
+    reasons = list(_differences(row, info)) or list(_damage(folder, row, verify))
     longer = None
     if row.offset == 0 and info.seconds > row.duration + RANGE_SLACK_SECONDS:
         what = f"the file has {info.seconds:.3f} s, the row {row.duration:.3f} s"
@@ -107,12 +106,12 @@ def _info(path: Path, span: tuple[int, int] | None) -> Info | AudioError:
         return error
 
 
-def _differences(row: Utterance, info: Info, stated: bool) -> Iterator[tuple[str, str]]:
+def _differences(row: Utterance, info: Info) -> Iterator[tuple[str, str]]:
     """Reason and fact of all that header and row disagree about."""
     end = row.offset + row.duration
     if end > info.seconds + RANGE_SLACK_SECONDS:
         yield "range", f"{row.audio}: the row ends at {end:.3f} s, the file at {info.seconds:.3f} s"
-    if stated and row.sample_rate != info.sample_rate:
+    if row.sample_rate not in (None, info.sample_rate):
         what = f"the file has {info.sample_rate} Hz, the row {row.sample_rate}"
         yield "rate", f"{row.audio}: {what}"
     if row.text:

@@ -7,7 +7,6 @@ Goes in: folders in a known layout (``layouts/table.py`` lists them), or ``FOLDE
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from w2vtool.manifest import (
     Rejected,
     build,
     write,
-    write_lines,
+    write_list,
 )
 from w2vtool.rates import refuse_others
 from w2vtool.survey_parts import Verify
@@ -145,7 +144,9 @@ def build_manifest(
         candidates, jobs=jobs, verify=verify, keep=keep, engine=engine, on_progress=on_progress
     )
     built.rejected = [*found.problems, *problems, *built.rejected]
-    rejects_path = _write_rejects(out, built.rejected)
+    rejects_path = write_list(
+        out.with_name(f"{out.name}.rejected.jsonl"), (item._asdict() for item in built.rejected)
+    )
     if not built.rows or (strict and built.rejected):
         raise _failure(roots, built, rejects_path)
     if strict_rate:
@@ -170,15 +171,6 @@ def _with_text(
         else:
             problems.append(Rejected(candidate.where, "no-text", "nothing left of its text"))
     return kept, problems
-
-
-def _write_rejects(out: Path, rejected: Sequence[Rejected]) -> Path | None:
-    path = out.with_name(f"{out.name}.rejected.jsonl")
-    if not rejected:
-        path.unlink(missing_ok=True)  # of an earlier, worse attempt
-        return None
-    write_lines(path, (json.dumps(item._asdict()) for item in rejected))
-    return path
 
 
 def _failure(roots: Sequence[str | Path], built: Built, rejects_path: Path | None) -> DataError:

@@ -42,7 +42,7 @@ class Cache:
     def path(self, rows: Sequence[Job]) -> Path:
         """Where the log-probabilities of the rows of one part are, or will be."""
         [part] = parts.cut(rows, {**self.what, "kind": self.kind}, _heard)
-        return self.folder / f"emissions-{part.key[:40]}.safetensors"
+        return self.folder / f"emissions-{part.key()[:40]}.safetensors"
 
     def read(self, rows: Sequence[Job]) -> list[np.ndarray] | None:
         """Float32 ``[T, V]`` of each row; None if they are not there, or the file is damaged."""
@@ -73,7 +73,8 @@ class Cache:
         for row, logp_TV in make():
             arrays.append(logp_TV.astype(self.kind))
             yield row, arrays[-1].astype(np.float32)
-        self.write(rows, arrays)
+        if len(arrays) == len(rows):  # or some were rejected
+            self.write(rows, arrays)
 
 
 def _heard(job: Job) -> dict[str, Any]:

@@ -10,17 +10,20 @@ with layer norms may be padded.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import asdict, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from w2vtool import corpora, manifest
-from w2vtool.audio import SAMPLE_RATE
+from w2vtool.audio import SAMPLE_RATE, AudioError
 from w2vtool.device import autocast
 from w2vtool.errors import ConfigError, DataError
 from w2vtool.manifest import Built, Manifest, Rejected, Utterance
@@ -28,13 +31,62 @@ from w2vtool.model.encoder import Wav2Vec2, normalize
 from w2vtool.model.heads import CtcModel
 from w2vtool.parts import PART_ROWS
 from w2vtool.rates import refuse_others
+from w2vtool.rejects import Reject
 from w2vtool.schema import DataConfig, TextConfig
-from w2vtool.splits import known, open_split, remarks
+from w2vtool.splits import open_split, remarks, resampled
 from w2vtool.text import Rules
 
 Job = tuple[Manifest, Utterance]
 Precision = Literal["float32", "bf16"]
 T = TypeVar("T")
+
+
+class Jobs(Sequence[Job]):
+    """Rows of manifests, one after the other, each read when it is asked for; so are slices.
+
+    With each row comes its manifest without the others, to be sent to other processes.
+    """
+
+    def __init__(self, manifests: Sequence[Manifest]) -> None:
+        self.manifests = manifests
+        self.alone = [Manifest(m.path.absolute(), [], m.sha256) for m in manifests]
+        self.ends = list(accumulate(len(m.rows) for m in manifests))
+        self.numbers = range(self.ends[-1] if manifests else 0)
+
+    @property
+    def seconds(self) -> float:
+        """Audio in all of the manifests."""
+        return float(sum(m.seconds for m in self.manifests))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Job: ...
+    @overload
+    def __getitem__(self, index: slice) -> Jobs: ...
+    def __getitem__(self, index: int | slice) -> Job | Jobs:
+        """One row with its manifest, or a sequence of some."""
+        found = self.numbers[index]
+        if isinstance(found, range):
+            some = copy(self)
+            some.numbers = found
+            return some
+        part = bisect_right(self.ends, found)
+        return self.alone[part], self.manifests[part].rows[found - self.ends[part]]
+
+    def __iter__(self) -> Iterator[Job]:
+        """Rows as they stand in their files, which is quicker than one by one."""
+        if self.numbers.step != 1:
+            yield from map(self.__getitem__, range(len(self)))
+            return
+        first = 0
+        for alone, opened, end in zip(self.alone, self.manifests, self.ends, strict=True):
+            mine = range(max(first, self.numbers.start), min(end, self.numbers.stop))
+            for start in range(mine.start, mine.stop, PART_ROWS):
+                stop = min(start + PART_ROWS, mine.stop)
+                yield from ((alone, row) for row in opened.rows[start - first : stop - first])
+            first = end
 
 
 def open_inputs(
@@ -43,7 +95,7 @@ def open_inputs(
     jobs: int = 0,
     strict_rate: bool = False,
     say: Callable[[str], None] = lambda text: None,
-) -> list[Job]:
+) -> Jobs:
     """Rows of audio files, folders, transcripts (``.tsv``) and manifests, in the order given.
 
     What is said once goes through ``say``: files of a folder that cannot be used and are left out,
@@ -54,7 +106,7 @@ def open_inputs(
     opened = {path: manifest.read(path) for path in inputs if path.suffix == ".jsonl"}
     listed = Built()
     for found in opened.values():
-        listed.resampled.update(known(found.rows).resampled)
+        listed.resampled.update(resampled(found, ask=strict_rate))
     scans = _scan([path for path in inputs if path not in opened])
     built = manifest.build([item for scan in scans.values() for item in scan.candidates], jobs=jobs)
     rows = {row.id: replace(row, audio=str(Path(row.audio).absolute())) for row in built.rows}
@@ -73,7 +125,7 @@ def open_inputs(
     listed.resampled.update(built.resampled)
     for text in remarks(replace(built, resampled=listed.resampled)):
         say(text)
-    return [(opened[path], row) for path in inputs for row in opened[path].rows]
+    return Jobs([opened[path] for path in inputs])
 
 
 def open_rows(
@@ -84,7 +136,7 @@ def open_rows(
     *,
     jobs: int = 1,
     say: Callable[[str], None] = lambda text: None,
-) -> list[Job]:
+) -> Jobs:
     """The rows of the inputs; without any, of the recipe's split. Raises ConfigError for neither.
 
     DataError as ``open_inputs``.
@@ -95,8 +147,7 @@ def open_rows(
         raise ConfigError(
             "nothing to transcribe", hint="name audio files, folders or manifests (.jsonl)"
         )
-    opened = open_split(data, split, rules=Rules.of(text), say=say)
-    return [(opened, row) for row in opened.rows]
+    return Jobs([open_split(data, split, rules=Rules.of(text), say=say)])
 
 
 def identify(job: Job) -> dict[str, Any]:
@@ -108,15 +159,6 @@ def identify(job: Job) -> dict[str, Any]:
     except OSError:  # reading it will say so
         size = None
     return {**asdict(row), "audio": str(path.absolute()), "bytes": size}
-
-
-def alone(rows: Sequence[Job]) -> list[Job]:
-    """The rows without the rest of their manifests, to be sent to other processes."""
-    sources: dict[Path, Manifest] = {}
-    for source, _ in rows:
-        if source.path not in sources:
-            sources[source.path] = Manifest(source.path.absolute(), [], source.sha256)
-    return [(sources[source.path], row) for source, row in rows]
 
 
 def _scan(paths: Sequence[Path]) -> dict[Path, corpora.Scan]:
@@ -152,20 +194,21 @@ def over(
     device: torch.device,
     batch_seconds: float,
     precision: Precision = "float32",
+    reject: Reject | None = None,
 ) -> Iterator[tuple[Utterance, T]]:
     """``compute(wave_BS, samples_B)`` over all rows, in batches; gives rows in their order.
 
     ``model`` is what is computed with, ``body`` its network; both are moved to the device, and for
-    bf16 their large matrices become bf16. Raises DataError for a row that cannot be read, or is too
-    short for a single frame.
+    bf16 their large matrices become bf16. A row that cannot be read, or is too short for a single
+    frame, is left out and given to ``reject``; without it, AudioError is raised.
     """
     model.to(device).eval()
     if precision == "bf16":
         halve(body)
     for start in range(0, len(rows), PART_ROWS):  # sorted by length, and held, together
-        chunk = rows[start : start + PART_ROWS]
+        chunk = list(rows[start : start + PART_ROWS])
         results: dict[int, T] = {}
-        for batch in _batches(chunk, body, batch_seconds):
+        for batch in _batches(chunk, body, batch_seconds, start, reject):
             waves = [wave for _, wave in batch]
             lengths = torch.tensor([len(wave) for wave in waves])
             padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True).to(device)
@@ -173,8 +216,8 @@ def over(
             with torch.inference_mode(), autocast(device, precision):
                 values = compute(padded, None if equal else lengths.to(device))
             results.update(zip((index for index, _ in batch), values, strict=True))
-        for index, (_, row) in enumerate(chunk):
-            yield row, results.pop(index)
+        for index in sorted(results):
+            yield chunk[index][1], results.pop(index)
 
 
 def halve(body: Wav2Vec2) -> None:
@@ -190,19 +233,19 @@ def halve(body: Wav2Vec2) -> None:
 
 
 def _batches(
-    chunk: Sequence[Job], body: Wav2Vec2, batch_seconds: float
+    chunk: Sequence[Job], body: Wav2Vec2, batch_seconds: float, first: int, reject: Reject | None
 ) -> Iterator[list[tuple[int, Tensor]]]:
     """Rows of a chunk by length, as batches of (index in the chunk, samples)."""
     may_pad = body.architecture.extractor_norm == "layer"
     batch: list[tuple[int, Tensor]] = []
     for index in sorted(range(len(chunk)), key=lambda i: chunk[i][1].samples):
-        source, row = chunk[index]
-        wave = torch.from_numpy(source.audio(row))
-        if not int(body.feature_encoder.frames(torch.tensor(len(wave)))):
-            raise DataError(
-                f"{len(wave)} samples are too short for one frame",
-                where=f"{source.path} ({row.id})",
-            )
+        try:
+            wave = _wave(chunk[index], body)
+        except AudioError as error:
+            if reject is None:
+                raise
+            reject(first + index, error)
+            continue
         wave = normalize(wave) if body.architecture.normalize else wave
         full = (len(batch) + 1) * len(wave) > batch_seconds * SAMPLE_RATE
         unequal = bool(batch) and len(batch[0][1]) != len(wave) and not may_pad
@@ -214,6 +257,21 @@ def _batches(
         yield batch
 
 
+def _wave(job: Job, body: Wav2Vec2) -> Tensor:
+    source, row = job
+    wave = torch.from_numpy(source.audio(row))
+    if not int(body.feature_encoder.frames(torch.tensor(len(wave)))):
+        raise too_short(job, len(wave))
+    return wave
+
+
+def too_short(job: Job, samples: int) -> AudioError:
+    """Why a row with so few samples cannot be used."""
+    source, row = job
+    what, where = f"{samples} samples are too short for one frame", f"{source.path} ({row.id})"
+    return AudioError(what, where=where, reason="too-short")
+
+
 def log_probabilities(
     rows: Sequence[Job],
     model: CtcModel,
@@ -221,15 +279,16 @@ def log_probabilities(
     device: torch.device,
     batch_seconds: float = 60.0,
     precision: Precision = "float32",
+    reject: Reject | None = None,
 ) -> Iterator[tuple[Utterance, np.ndarray]]:
-    """``[T, V]`` float32 natural logs of every row."""
+    """``[T, V]`` float32 natural logs of every row; ``reject`` as for ``over``."""
 
     def compute(wave_BS: Tensor, samples_B: Tensor | None) -> list[np.ndarray]:
         logits, frames_B = model(wave_BS, samples_B)
         logp = logits.float().log_softmax(-1).cpu().numpy()
         return _cut(list(logp), frames_B)
 
-    yield from over(rows, model, model.wav2vec2, compute, device, batch_seconds, precision)
+    yield from over(rows, model, model.wav2vec2, compute, device, batch_seconds, precision, reject)
 
 
 def layers(
@@ -240,8 +299,9 @@ def layers(
     device: torch.device,
     batch_seconds: float = 60.0,
     precision: Precision = "float32",
+    reject: Reject | None = None,
 ) -> Iterator[tuple[Utterance, dict[str, np.ndarray]]]:
-    """The named layers of every row, each ``[T, width]`` float32.
+    """The named layers of every row, each ``[T, width]`` float32; ``reject`` as for ``over``.
 
     Names: ``conv`` (latents), ``0`` (input of the Transformer), ``1``… (output of a
     block, without the final LayerNorm of pre-LN models), ``final`` (the context network's output).
@@ -255,7 +315,7 @@ def layers(
         }
         return [{name: arrays[name][i] for name in names} for i in range(len(wave_BS))]
 
-    yield from over(rows, model, model, compute, device, batch_seconds, precision)
+    yield from over(rows, model, model, compute, device, batch_seconds, precision, reject)
 
 
 def _cut(arrays: list[np.ndarray], frames_B: Tensor | None) -> list[np.ndarray]:

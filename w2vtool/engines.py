@@ -27,7 +27,7 @@ import torch
 
 from w2vtool import device as devices
 from w2vtool.errors import ConfigError, DataError, Stopped
-from w2vtool.parts import Compute, Line, Part, Work, is_done, read, write
+from w2vtool.parts import Compute, Line, Part, Work, finish, is_done, read
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,12 @@ def run(
     """
     with devices.processes(devices.choose(device)) as (rank, world):
         mine = [part for part in parts if part.number % world == rank]
+        if rank == 0:
+            sweep(folder)
+        devices.add_up(torch.zeros(1, device=devices.choose(device)))  # nobody writes before that
         left = [part for part in mine if not is_done(folder, part)]
-        count = _Count(sum(len(part.rows) for part in mine if part not in left), on_progress)
+        done = sum(len(part.rows) for part in mine) - sum(len(part.rows) for part in left)
+        count = _Count(done, on_progress)
         if left and engine == "ray":
             _on_ray(work, left, folder, jobs, device, count, stop)
         elif left and jobs > 1:
@@ -73,6 +77,12 @@ def run(
                 what = "a finished part has gone, or does not show what was written"
                 raise DataError(what, where=str(part.path(folder)), hint="run the command again")
             yield lines
+
+
+def sweep(folder: Path) -> None:
+    """Delete halves of files that dead processes left, by who has the folder to himself."""
+    for path in folder.rglob(".*.part"):
+        path.unlink(missing_ok=True)
 
 
 class _Count:
@@ -97,13 +107,13 @@ def _here(
 ) -> None:
     """One after the other, in this process."""
     compute = work.start(device)
+
+    def tick(rows: int) -> None:
+        count.add(rows)
+        _stopped(stop)
+
     for part in parts:
-        lines = []
-        for line in compute(part.rows):
-            lines.append(line)
-            count.add(1)
-            _stopped(stop)
-        write(folder, part, lines)
+        finish(folder, part, compute, tick)
 
 
 # -- a pool of processes --------------------------------------------------------------------------
@@ -207,14 +217,14 @@ def _share(device: str, number: int, jobs: int) -> str:
 
 
 def _do(part: Part) -> None:
-    lines = []
     if _Process.compute is None:
         _Process.compute = _Process.start()
-    for line in _Process.compute(part.rows):
-        lines.append(line)
-        if _Process.cancel.is_set():
-            raise _Cancelled
-    write(_Process.folder, part, lines)
+    finish(_Process.folder, part, _Process.compute, _go_on)
+
+
+def _go_on(rows: int) -> None:
+    if _Process.cancel.is_set():
+        raise _Cancelled
 
 
 # -- Ray ------------------------------------------------------------------------------------------
@@ -251,7 +261,7 @@ class _Finish:
 
         def do(part: Part) -> None:
             if not is_done(self.folder, part):  # Ray repeats what it has not heard the end of
-                write(self.folder, part, list(compute(part.rows)))
+                finish(self.folder, part, compute)
 
         return do
 

@@ -37,9 +37,9 @@ class UserError(Exception):
         return (_rebuild, (type(self), self.what, self.where, self.hint))
 
 
-def shortened(problems: Sequence[str]) -> list[str]:
-    """The first 20 problems, and how many more there are."""
-    rest = len(problems) - SHOWN_PROBLEMS
+def shortened(problems: Sequence[str], count: int | None = None) -> list[str]:
+    """The first 20 problems, and how many more there are; ``count`` of them if not all are here."""
+    rest = (len(problems) if count is None else count) - SHOWN_PROBLEMS
     return [*problems[:SHOWN_PROBLEMS], *([f"… and {rest} more"] if rest > 0 else [])]
 
 

@@ -24,8 +24,7 @@ import torch
 
 from w2vtool.audio import SAMPLE_RATE
 from w2vtool.device import autocast
-from w2vtool.emissions import Job, Precision, halve
-from w2vtool.errors import DataError
+from w2vtool.emissions import Job, Precision, halve, too_short
 from w2vtool.model.encoder import FeatureEncoder
 from w2vtool.model.heads import CtcModel
 
@@ -93,19 +92,17 @@ def log_probabilities(
 ) -> Iterator[np.ndarray]:
     """``[T, V]`` float32 natural logs of each chunk.
 
-    Raises DataError for a row that cannot be read, or is too short for a single frame.
+    Raises AudioError for a row that cannot be read, or is too short for a single frame.
     """
     body = model.wav2vec2
     model.to(device).eval()
     if precision == "bf16":
         halve(body)
     sees, hop = field(body.feature_encoder)
-    source, row = job
+    _, row = job
     frames = int(body.feature_encoder.frames(torch.tensor(row.samples)))
     if not frames:
-        raise DataError(
-            f"{row.samples} samples are too short for one frame", where=f"{source.path} ({row.id})"
-        )
+        raise too_short(job, row.samples)
     mean, deviation = level(job) if body.architecture.normalize else (0.0, 1.0)
     chunk = max(1, round(chunk_seconds * SAMPLE_RATE / hop))
     context = math.ceil(context_seconds * SAMPLE_RATE / hop)

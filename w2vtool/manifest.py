@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
 import os
 from collections import Counter
@@ -65,14 +66,14 @@ class Manifest:
         return self.path.parent / row.audio
 
     def audio(self, row: Utterance) -> np.ndarray:
-        """Float32 samples ``[S]`` of the row at 16 kHz. DataError names row, file and fact."""
+        """Float32 samples ``[S]`` of the row at 16 kHz. AudioError names row, file and fact."""
         try:
             path = self.audio_path(row)
             return load(path, offset=row.offset, duration=row.duration, span=row.span).samples
         except AudioError as error:
             place = f"{self.path} ({row.id}): {error.where}"
             hint = error.hint or f"w2vtool manifest check {self.path} names all such rows"
-            raise DataError(error.what, where=place, hint=hint) from error
+            raise AudioError(error.what, where=place, hint=hint, reason=error.reason) from error
 
 
 def read(path: str | Path, *, on_progress: OnProgress | None = None) -> Manifest:
@@ -197,6 +198,16 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def write_list(path: Path, records: Iterable[Mapping[str, Any]]) -> Path | None:
+    """Write what was rejected, or delete the list of an earlier, worse attempt; where it is now."""
+    lines = [json.dumps(dict(record)) for record in records]
+    if not lines:
+        path.unlink(missing_ok=True)
+        return None
+    write_lines(path, lines)
+    return path
 
 
 def sha256(rows: Iterable[Utterance]) -> str:

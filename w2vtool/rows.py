@@ -30,15 +30,16 @@ class Utterance:
     """One row. ``audio`` is relative to the manifest's folder, or absolute.
 
     ``offset`` and ``duration`` are seconds; ``sample_rate`` is that of the file, for information
-    (reading gives 16 kHz). ``extra`` keeps the keys that w2vtool does not know. Where ``audio`` is
-    an archive (a shard), ``start`` and ``length`` are the bytes of it that are the audio file.
+    (reading gives 16 kHz), None where the line does not say. ``extra`` keeps the keys that w2vtool
+    does not know. Where ``audio`` is an archive (a shard), ``start`` and ``length`` are the bytes
+    of it that are the audio file.
     """
 
     id: str
     audio: str
     duration: float
     offset: float = 0.0
-    sample_rate: int = SAMPLE_RATE
+    sample_rate: int | None = SAMPLE_RATE
     text: str | None = None
     speaker: str | None = None
     lang: str | None = None
@@ -201,6 +202,7 @@ def _parsed(line: bytes) -> Utterance:
     known = {key: found.pop(key) for key in KEYS if key in found}
     known = {key: value for key, value in known.items() if value is not None}  # null: not there
     known |= {key: float(known[key]) for key in _SECONDS if key in known}
+    known.setdefault("sample_rate", None)
     return Utterance(**known, extra=found)
 
 
@@ -226,8 +228,11 @@ def _load(line: bytes) -> dict[str, Any]:
 
 
 def _hashed(record: dict[str, Any]) -> bytes:
-    kept = {key: value for key, value in record.items() if key not in _BYTES}
-    return _json(kept | {"audio": ""}).encode() + b"\n"
+    """One that does not say its rate counts as it always has: as one that says 16 kHz."""
+    named = {"audio": "", "sample_rate": record.get("sample_rate", SAMPLE_RATE)}
+    kept = {key: named.get(key, record.get(key)) for key in KEYS if key in record or key in named}
+    kept |= {key: value for key, value in record.items() if key not in KEYS}
+    return _json({key: kept[key] for key in kept if key not in _BYTES}).encode() + b"\n"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -89,9 +89,10 @@ def _row(
     known = {name: record[name] for name in KEYS if record.get(name) is not None}
     hidden = {*KEYS, "audio", "audio_filepath", "start", "length"}
     extra = {name: value for name, value in record.items() if name not in hidden}
-    known = {"id": key, "text": text, **known}
+    known = {"id": key, "text": text, "sample_rate": None, **known}
     if info is not None:
-        known = {"duration": info.samples / SAMPLE_RATE, "sample_rate": info.sample_rate, **known}
+        known["sample_rate"] = known["sample_rate"] or info.sample_rate
+        known.setdefault("duration", info.samples / SAMPLE_RATE)
     for name in ("offset", "duration"):
         value = known.get(name, 0.0)
         if not isinstance(value, int | float) or isinstance(value, bool):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from w2vtool.audio import SAMPLE_RATE
 from w2vtool.columns import rates
 from w2vtool.corpora import Report, build_manifest
 from w2vtool.errors import ConfigError, DataError
+from w2vtool.headers import sample_rates
 from w2vtool.layouts import table
 from w2vtool.manifest import Built, Manifest, Utterance, read, sha256
 from w2vtool.rates import refuse_others
@@ -116,7 +117,7 @@ def open_split(
     opened = found[0] if len(found) == 1 else _join(found)
     listed = Built()
     for one in found:  # and not of ``opened``, whose rows may have to be parsed for that
-        listed.resampled.update(known(one.rows).resampled)
+        listed.resampled.update(resampled(one, ask=data.strict_rate))
     if data.strict_rate:
         refuse_others(listed.resampled, f"data.{split}")
     for text in remarks(built or listed):
@@ -146,10 +147,13 @@ def remarks(built: Built) -> Iterator[str]:
         yield f"{built.mixed_down:,} {stereo} mixed down to one channel"
 
 
-def known(rows: Sequence[Utterance]) -> Built:
-    """What rows of a manifest know of their files: the rates."""
-    found = rates(rows)
-    return Built(resampled=Counter({rate: n for rate, n in found.items() if rate != SAMPLE_RATE}))
+def resampled(opened: Manifest, *, ask: bool) -> Counter[int]:
+    """Rows of a manifest at other rates than 16 kHz; of those that do not say, if files are asked.
+
+    Where nobody needs to know, they are not: reading a file goes by its own rate in any case.
+    """
+    found = sample_rates(opened) if ask else rates(opened.rows)
+    return Counter({rate: n for rate, n in found.items() if rate and rate != SAMPLE_RATE})
 
 
 def _source(data: DataConfig, split: str, rules: Rules) -> dict[str, object]:

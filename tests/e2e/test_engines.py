@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ ROWS = range(10)
 
 
 def cut(work: Squares) -> list[parts.Part]:
-    return [parts.Part(i, list(ROWS[2 * i : 2 * i + 2]), f"key {i}") for i in range(len(ROWS) // 2)]
+    return [parts.Part(i, list(ROWS[2 * i : 2 * i + 2]), repr) for i in range(len(ROWS) // 2)]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -178,6 +179,33 @@ def test_ray_passes_errors_on(tmp_path: Path, cluster: Any) -> None:
 @pytest.mark.slow
 def test_more_processes_than_ray_has_places_do_not_hang(tmp_path: Path, cluster: Any) -> None:
     assert everything(Squares(tmp_path), tmp_path / "out", jobs=5, engine="ray") == WANTED
+
+
+@pytest.mark.parametrize("how", [{}, {"jobs": 2}, {"jobs": 2, "engine": "ray"}], ids=str)
+def test_rejected_rows_are_in_their_places_and_are_all_that_is_tried_again(
+    here: dict[str, bytes], tmp_path: Path, how: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    if "engine" in how:
+        request.getfixturevalue("cluster")
+    work, out = Squares(tmp_path, unfit=(3, 4, 5)), tmp_path / "out"
+    wanted = [{"id": n, "rejected": n % 2} if n in work.unfit else WANTED[n] for n in ROWS]
+    assert everything(work, out, **how) == wanted
+    assert everything(replace(work, unfit=(5,)), out, **how) == [
+        *WANTED[:5],
+        wanted[5],
+        *WANTED[6:],
+    ]
+    done: list[int] = []
+    assert everything(replace(work, unfit=()), out, on_progress=done.append, **how) == WANTED
+    assert files(out) == here and done[-1] == len(ROWS)
+    assert [row for row in ROWS for _ in range(work.done().count(row) - 1)] == [3, 4, 5, 5]
+
+
+def test_halves_of_files_that_a_killed_job_left_are_swept(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.part-000001.jsonl.abc.part").write_text("half")
+    everything(Squares(tmp_path), tmp_path / "out")
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_without_ray_there_is_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,7 @@ def test_damaged_columns_are_made_again(tmp_path: Path, damage: str, readings: l
         "longer": good + bytes(16),
         "empty": b"",
         "text": b"nothing of the kind" * 10,
-        "old": good.replace(b"columns1", b"columns0"),
+        "old": good.replace(b"columns2", b"columns1"),
     }
     flips = [bytes([*good[:n], good[n] ^ 4, *good[n + 1 :]]) for n in range(0, len(good), 97)]
     for content in flips if damage == "flip" else [bad[damage]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2vtool import manifest, training
+from w2vtool import headers, manifest, training
 from w2vtool.batches import Batch
 from w2vtool.errors import SHOWN_PROBLEMS, DataError
 from w2vtool.feed import BinNumbers, Split, check_files, deal
@@ -91,6 +92,18 @@ def test_a_split_in_which_all_is_there_is_left_alone(corpus: Path) -> None:
     check_files(split(corpus))
 
 
+def test_headers_are_read_many_at_a_time(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, probe = threading.Barrier(2), headers.probe
+
+    def two_at_once(*given: Any, **more: Any) -> Any:
+        both.wait(30)
+        return probe(*given, **more)
+
+    monkeypatch.setattr(headers, "probe", two_at_once)
+    monkeypatch.setattr(headers, "_ROWS_A_TASK", 1)
+    check_files(split(corpus))  # 12 rows
+
+
 def test_every_file_that_is_not_there_is_named_in_one_error(corpus: Path) -> None:
     for number in (3, 7):
         (corpus / f"audio/train-{number}.wav").unlink()
@@ -119,7 +132,9 @@ def test_a_file_that_became_shorter_is_named_with_both_lengths(corpus: Path) -> 
     found = split(corpus)
     rows = list(found.manifest.rows)
     rows[4] = replace(rows[4], offset=rows[4].duration / 2)
-    with pytest.raises(DataError, match=r"train-4: \d\.\d{3} s, the manifest wants \d\.\d{3} s"):
+    with pytest.raises(
+        DataError, match=r"train-4: .*wav: it has \d\.\d{3} s, the manifest wants \d\.\d{3} s"
+    ):
         check_files(replace(found, manifest=replace(found.manifest, rows=rows)))
 
 

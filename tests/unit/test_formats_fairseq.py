@@ -81,7 +81,8 @@ def test_labels_that_do_not_fit_their_audio_are_told(tmp_path: Path) -> None:
     path = split(tmp_path, wrd="A\n" + "A" * 99 + "\n" + "B" * 30 + "\n")
     done = convert.convert(path, tmp_path / "out.jsonl", origin="fairseq")
     assert done.remarks == [
-        "2 texts need more frames than their audio has: are labels and rows in one order?"
+        "2 texts need more frames than their audio has: are labels and rows in one order?",
+        "3 rows whose audio is not here: their lengths are taken to be samples at 16 kHz",
     ]
 
 
@@ -90,7 +91,7 @@ def test_labels_that_do_not_fit_their_audio_are_told(tmp_path: Path) -> None:
     [
         ("/root\na.wav\t100\tx\n", "train.tsv:2: not 'PATH<TAB>SAMPLES'"),
         ("/root\na.wav\t-5\n", "train.tsv:2: not 'PATH<TAB>SAMPLES': 'a.wav\\t-5'"),
-        ("/root\na.wav\t0\n", "train.tsv:2: duration is 0.0; it must be above 0"),
+        ("/root\na.wav\t0\n", "train.tsv:2: 'duration' is '0.0'; it must be above 0"),
         ("/root\na.wav\t9\n\n", "train.tsv:3: not 'PATH<TAB>SAMPLES': ''"),
         ("/root\na.wav\t9\na.flac\t9\n", "train.tsv:3: id 'a' is already that of"),
         ("a.wav\t100\n", "train.tsv:1: the first line is 'a.wav\\t100', not the folder"),
@@ -184,10 +185,11 @@ def test_what_is_lost_is_counted(tmp_path: Path) -> None:
     rows += [Utterance("b", "2.wav", 0.00007, sample_rate=8_000, speaker="s")]
     manifest.write(tmp_path / "in.jsonl", rows)
     done = convert.convert(tmp_path / "in.jsonl", tmp_path / "t.tsv", target="fairseq")
-    lengths = "parts of a sample (lengths are whole samples at 16 kHz)"
+    lengths = "parts of a sample (lengths are whole samples)"
     assert done.lost == {"id": 2, "speaker": 2, "extra key 'mood'": 1, lengths: 1}
     assert done.remarks == [
-        "1 rows are not at 16 kHz, where fairseq stops: convert their audio first"
+        "1 rows are not at 16 kHz, where fairseq stops: convert their audio first",
+        "2 rows whose audio is not here: whether they are whole files was not checked",
     ]
 
 

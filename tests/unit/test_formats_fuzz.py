@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from w2vtool import manifest
 from w2vtool.errors import UserError
 from w2vtool.formats import convert
-from w2vtool.formats.rows import row_problems
 from w2vtool.manifest import Utterance
+from w2vtool.rows import record, record_problems
 
 HEADS = {  # format → the file, and what makes a line of it look right
     "fairseq": ("train.tsv", [b"/root\n", b"a.wav\t160\n", b"x.zip:1:2\t9\n", b"\t", b":"]),
@@ -59,7 +59,9 @@ def test_whatever_a_file_holds_gives_rows_or_an_error_that_names_it(
         except UserError as error:
             assert str(folder) in str(error)
         else:
-            assert found and not [problem for row in found for problem in row_problems(row)]
+            assert found and not [
+                problem for row in found for problem in record_problems(record(row))
+            ]
     finally:
         shutil.rmtree(folder)
 

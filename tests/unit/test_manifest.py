@@ -43,13 +43,15 @@ def problem(path: Path) -> DataError:
 
 def test_a_row_is_read_with_its_defaults_and_unknown_keys_are_kept(tmp_path: Path) -> None:
     path = write_text(tmp_path, ROW | {"snr": 3.5, "text": None, "offset": None})
-    assert manifest.read(path).rows == [Utterance("a", "a.wav", 1.5, extra={"snr": 3.5})]
+    assert manifest.read(path).rows == [
+        Utterance("a", "a.wav", 1.5, sample_rate=None, extra={"snr": 3.5})
+    ]
 
 
 def test_nemo_rows_are_understood(tmp_path: Path) -> None:
     nemo = {"audio_filepath": "wav/x.1.wav", "duration": 2, "text": "hi"}
     (row,) = manifest.read(write_text(tmp_path, nemo)).rows
-    assert row == Utterance("wav/x.1", "wav/x.1.wav", 2.0, text="hi")
+    assert row == Utterance("wav/x.1", "wav/x.1.wav", 2.0, sample_rate=None, text="hi")
     assert isinstance(row.duration, float)
 
 

@@ -73,7 +73,7 @@ def test_convert_says_what_the_format_cannot_hold(
     assert "fairseq cannot hold: speaker (40 rows)" in err
     tool("convert", "fs/train.tsv", from_="fairseq", out="back.jsonl")
     rows = manifest.read("back.jsonl").rows
-    assert rows[3] == Utterance("3", "in/wav/3.wav", 5.0, text="ONE TWO")
+    assert rows[3] == Utterance("3", "in/wav/3.wav", 5.0, sample_rate=None, text="ONE TWO")
 
 
 def test_convert_writes_over_nothing_unless_forced(tool: Tool, corpus: Path) -> None:
@@ -96,7 +96,9 @@ def test_convert_with_names_of_columns_and_another_root(tool: Tool, corpus: Path
         columns="audio=path;text=sentence",
         root="/clips",
     )
-    assert manifest.read("o.jsonl").rows == [Utterance("x", "/clips/x.wav", 1.5, text="hi")]
+    assert manifest.read("o.jsonl").rows == [
+        Utterance("x", "/clips/x.wav", 1.5, sample_rate=None, text="hi")
+    ]
     for wrong in ("audio", "audio=", "text=a;text=b"):
         with pytest.raises(ConfigError):
             tool("convert", "t.tsv", from_="csv", out="p.jsonl", columns=wrong)

@@ -33,14 +33,14 @@ def test_another_row_or_another_thing_to_do_is_another_key(
 ) -> None:
     at = data.draw(st.integers(0, len(given_rows) - 1))
     changed = [*given_rows[:at], [given_rows[at]], *given_rows[at + 1 :]]
-    before = [part.key for part in parts.cut(given_rows, {"lm": None}, identify)]
-    after = [part.key for part in parts.cut(changed, {"lm": None}, identify)]
+    before = [part.key() for part in parts.cut(given_rows, {"lm": None}, identify)]
+    after = [part.key() for part in parts.cut(changed, {"lm": None}, identify)]
     assert [a == b for a, b in zip(before, after, strict=True)] == [
         number != at // parts.PART_ROWS for number in range(len(before))
     ]
-    other = [part.key for part in parts.cut(given_rows, {"lm": "big.arpa"}, identify)]
+    other = [part.key() for part in parts.cut(given_rows, {"lm": "big.arpa"}, identify)]
     assert not set(before) & set(other)
-    assert before == [part.key for part in parts.cut(given_rows, {"lm": None}, identify)]
+    assert before == [part.key() for part in parts.cut(given_rows, {"lm": None}, identify)]
 
 
 @pytest.fixture

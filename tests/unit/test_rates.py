@@ -10,7 +10,7 @@ import pytest
 import torture
 import toys
 
-from w2vtool import corpora, emissions, rates, splits
+from w2vtool import corpora, emissions, manifest, rates, splits
 from w2vtool.errors import DataError
 from w2vtool.schema import DataConfig
 
@@ -57,6 +57,40 @@ def test_inputs_of_decoding_and_extraction_are_refused(corpus: Path, tmp_path: P
     with pytest.raises(DataError, match="3 at 8,000 Hz, 1 at 44,100 Hz"):
         emissions.open_inputs(paths, strict_rate=True)
     assert len(emissions.open_inputs(paths)) == 5
+
+
+def unstated(corpus: Path, path: Path) -> Path:
+    """A foreign manifest: without rates."""
+    names = [f'{{"audio_filepath": "{corpus}/{n}.wav", "duration": 0.4}}' for n in range(4)]
+    path.write_text("\n".join([*names, f'{{"audio": "{corpus}/gone.wav", "duration": 1}}', ""]))
+    return path
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_files_are_asked_for_the_rates_that_a_manifest_does_not_say(
+    corpus: Path, tmp_path: Path, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "CACHE_BYTES", 0 if large else 1 << 30)
+    path = unstated(corpus, tmp_path / "foreign.jsonl")
+    data = DataConfig(train=(str(path),), strict_rate=True)
+    for _ in range(2):  # the second time from columns
+        with pytest.raises(DataError, match="3 files are not at 16,000 Hz: 2 at 8,000 Hz, 1 at"):
+            emissions.open_inputs([path], strict_rate=True)
+        with pytest.raises(DataError, match="3 files are not at 16,000 Hz"):
+            splits.open_split(data, "train")
+    rows = emissions.open_inputs([path])
+    assert [len(source.audio(row)) for source, row in rows[:4]] == [6_400] * 4
+    assert manifest.read(path).rows[0].sample_rate is None
+
+
+def test_what_a_manifest_does_not_say_is_not_made_up_and_changes_no_hash(tmp_path: Path) -> None:
+    said, unsaid = tmp_path / "said.jsonl", tmp_path / "unsaid.jsonl"
+    said.write_text('{"id": "a", "audio": "b", "duration": 1.0, "sample_rate": 16000, "x": 1}\n')
+    unsaid.write_text('{"id": "a", "audio": "b", "duration": 1.0, "x": 1}\n')
+    assert manifest.read(said).sha256 == manifest.read(unsaid).sha256
+    manifest.write(tmp_path / "out.jsonl", manifest.read(unsaid).rows)
+    assert "sample_rate" not in (tmp_path / "out.jsonl").read_text()
+    assert manifest.read(tmp_path / "out.jsonl").sha256 == manifest.read(said).sha256
 
 
 def test_the_flag_of_the_commands(

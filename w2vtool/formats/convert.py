@@ -77,19 +77,23 @@ def convert(
         raise ConfigError(what, where="--columns", hint="convert in two steps")
     inward = options if origin in TABLES else options._replace(columns={})
     outward = options if target in TABLES else options._replace(columns={})
-    rows, passed, misfits = read(source, origin, inward), 0, 0
+    rows, passed, misfits, unseen = read(source, origin, inward), 0, 0, 0
 
     def counted() -> Iterator[Utterance]:
-        nonlocal passed, misfits
-        misfits = 0
+        nonlocal passed, misfits, unseen
+        misfits = unseen = 0
         for row in rows:
             passed += 1
             on_row(passed)
             misfits += origin == "fairseq" and fairseq.misfits(row)
+            unseen += origin == "fairseq" and row.sample_rate is None
             yield row
 
     carrier = FORMATS[target].write(out, Rows(counted), outward, force=force)
     if misfits:
         what = "texts need more frames than their audio has: are labels and rows in one order?"
         carrier.remarks.append(f"{misfits:,} {what}")
+    if unseen:
+        what = "rows whose audio is not here: their lengths are taken to be samples at 16 kHz"
+        carrier.remarks.append(f"{unseen:,} {what}")
     return carrier

@@ -1,9 +1,9 @@
 """fairseq's data: ``train.tsv``, and labels in ``train.ltr``, ``train.wrd``, ``train.phn``.
 
 Goes in and out: a ``.tsv`` file whose first line is a folder and whose others are
-``path<TAB>samples``, at 16 kHz; ``x.zip:START:LENGTH`` are bytes of an archive. Line i of a label
-file belongs to row i: nothing else joins them, so counts are compared, ``.ltr`` is held against
-``.wrd`` line by line, and labels that need more frames than their audio has are told.
+``path<TAB>samples``, at the file's own rate; ``x.zip:START:LENGTH`` are bytes of an archive. Line i
+of a label file belongs to row i: nothing else joins them, so counts are compared, ``.ltr`` is held
+against ``.wrd`` line by line, and labels that need more frames than their audio has are told.
 
 There are no ids: a row is called as its path without the ending. Phones are the extra key
 ``phones``. ``dict.ltr.txt`` is written once, for the training split; a later split must keep to it.
@@ -21,7 +21,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from w2vtool.audio import SAMPLE_RATE
+from w2vtool.audio import SAMPLE_RATE, Info
 from w2vtool.errors import ConfigError, DataError
 from w2vtool.formats.rows import (
     CORE,
@@ -30,6 +30,8 @@ from w2vtool.formats.rows import (
     Options,
     Rows,
     all_lines,
+    header_of,
+    is_part,
     replacing,
     write_text,
 )
@@ -112,8 +114,9 @@ def _row(checks: Checks, where: str, line: str, texts: dict[str, str]) -> Uttera
         audio = match[1]
     text = texts.get(".wrd") or _words(texts.get(".ltr", "")) or None
     phones = {"phones": texts[".phn"]} if texts.get(".phn") else {}
-    seconds = samples / SAMPLE_RATE
-    return checks.row(where, audio, **known, duration=seconds, text=text, extra=phones)
+    rate = checks.rate(audio, known.get("start"), known.get("length"))
+    known |= {"sample_rate": rate, "duration": samples / (rate or SAMPLE_RATE)}
+    return checks.row(where, audio, **known, text=text, extra=phones)
 
 
 def misfits(row: Utterance) -> bool:
@@ -127,6 +130,8 @@ def write(path: Path, rows: Rows, options: Options, *, force: bool = False) -> C
     carrier = Carrier("fairseq", path, HOLDS)
     folder, root, has = path.absolute().parent, "", Counter[str]()
     counts: Counter[str] = Counter()
+    found: dict[str, Info | None] = {}
+    unseen = 0
     for row in rows:  # the first pass: the folder that holds all audio, and the letters
         above = str(Path(row.audio).parent)
         root = os.path.commonpath([root, above]) if root else above
@@ -140,8 +145,11 @@ def write(path: Path, rows: Rows, options: Options, *, force: bool = False) -> C
         with _opened([stage / path.with_suffix(e).name for e in [".tsv", *endings]]) as files:
             files[0].write(f"{root}\n")
             for row in rows:
-                if carrier.check(row) and _writable(carrier, row):
-                    for file, line in zip(files, _lines(row, root, endings), strict=True):
+                info = header_of(row, found)
+                rate = info.sample_rate if info else row.sample_rate or SAMPLE_RATE
+                unseen += info is None
+                if carrier.check(row) and _writable(carrier, row, info, rate):
+                    for file, line in zip(files, _lines(row, root, endings, rate), strict=True):
                         file.write(f"{line}\n")
         carrier.finish("cut the parts out of their files first, and normalise the texts")
         if new_words and has["text"]:
@@ -150,6 +158,9 @@ def write(path: Path, rows: Rows, options: Options, *, force: bool = False) -> C
     if rates := carrier.lost.pop("sample_rate", 0):
         what = "rows are not at 16 kHz, where fairseq stops: convert their audio first"
         carrier.remarks.append(f"{rates:,} {what}")
+    if unseen:
+        what = "rows whose audio is not here: whether they are whole files was not checked"
+        carrier.remarks.append(f"{unseen:,} {what}")
     return carrier
 
 
@@ -167,27 +178,29 @@ def _opened(paths: list[Path]) -> Iterator[list[Any]]:
                 file.close()
 
 
-def _writable(carrier: Carrier, row: Utterance) -> bool:
-    text = row.text or ""
+def _writable(carrier: Carrier, row: Utterance, info: Info | None, rate: int) -> bool:
+    text, samples = row.text or "", row.duration * rate
     if "\n" in text or "\r" in text or WORD_END in text:
         carrier.refuse(row, f"a line break or {WORD_END!r} in its text, {text[:40]!r}")
     elif row.start is None and _SLICE.fullmatch(row.audio):
         carrier.refuse(row, f"fairseq would take {row.audio!r} for bytes of an archive")
-    elif not row.samples:
+    elif info is not None and is_part(row, info):
+        carrier.refuse(row, f"the first {row.duration:.3f} s of a file of {info.seconds:.3f} s")
+    elif not round(samples):
         carrier.refuse(row, f"{row.duration} s is not a single sample")
     elif re.search(r"[\n\r]", str(row.extra.get("phones", ""))):
         carrier.refuse(row, "a line break in its phones")
     else:
-        if abs(row.duration * SAMPLE_RATE - row.samples) > 1e-3:
-            carrier.lost["parts of a sample (lengths are whole samples at 16 kHz)"] += 1
+        if abs(samples - round(samples)) > 1e-3:
+            carrier.lost["parts of a sample (lengths are whole samples)"] += 1
         return True
     return False
 
 
-def _lines(row: Utterance, root: str, endings: list[str]) -> Iterator[str]:
+def _lines(row: Utterance, root: str, endings: list[str], rate: int) -> Iterator[str]:
     audio = Path(row.audio).relative_to(root).as_posix()
     span = f":{row.start}:{row.length}" if row.start is not None else ""
-    yield f"{audio}{span}\t{row.samples}"
+    yield f"{audio}{span}\t{round(row.duration * rate)}"
     labels = {".wrd": row.text or "", ".ltr": " ".join(letters(row.text or ""))}
     labels[".phn"] = str(row.extra.get("phones", ""))
     yield from (labels[ending] for ending in endings)

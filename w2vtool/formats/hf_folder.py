@@ -13,9 +13,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from w2vtool.audio import Info
 from w2vtool.errors import DataError
 from w2vtool.formats import json_rows
-from w2vtool.formats.rows import OURS, SPAN, Carrier, Checks, Options, Rows, extra_of, replacing
+from w2vtool.formats.rows import (
+    OURS,
+    SPAN,
+    Carrier,
+    Checks,
+    Options,
+    Rows,
+    extra_of,
+    header_of,
+    is_part,
+    replacing,
+)
 from w2vtool.formats.table import cells_of, row_of
 from w2vtool.manifest import Utterance
 
@@ -79,6 +91,7 @@ def write(path: Path, rows: Rows, options: Options, *, force: bool = False) -> C
     """Write metadata, and links to audio that is not below the folder."""
     carrier = Carrier("hf", path, HOLDS)
     folder, parts = path.absolute(), 0
+    found: dict[str, Info | None] = {}
     outside = [row.audio for row in rows if not Path(row.audio).is_relative_to(folder)]
     common = os.path.commonpath([str(Path(audio).parent) for audio in outside]) if outside else ""
     made: dict[str, str] = {}
@@ -88,7 +101,7 @@ def write(path: Path, rows: Rows, options: Options, *, force: bool = False) -> C
         for row in rows:
             if not carrier.check(row):
                 continue
-            parts += bool(row.offset)
+            parts += is_part(row, header_of(row, found))
             name = row.audio
             if Path(name).is_relative_to(folder):
                 name = Path(name).relative_to(folder).as_posix()

@@ -18,6 +18,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+from w2vtool.audio import Info
 from w2vtool.errors import DataError
 from w2vtool.formats.rows import (
     CORE,
@@ -25,6 +26,8 @@ from w2vtool.formats.rows import (
     Checks,
     Options,
     Rows,
+    header_of,
+    is_part,
     lines,
     replacing,
     write_text,
@@ -151,7 +154,8 @@ def write(path: Path, rows: Rows, options: Options, *, force: bool = False) -> C
     first: dict[str, str] = {}
     for row in kept:
         first.setdefault(row.audio, row.id)
-    parted = len(first) < len(kept) or any(row.offset for row in kept)
+    seen: dict[str, Info | None] = {}
+    parted = len(first) < len(kept) or any(is_part(row, header_of(row, seen)) for row in kept)
     with replacing(path.absolute(), HEAD, FILES, force=force) as stage:
         carrier.finish(
             "rename ids and speakers in the source (Kaldi has no quoting); unpack archives"

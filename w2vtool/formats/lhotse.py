@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from w2vtool.audio import Info
+from w2vtool.audio import SAMPLE_RATE, Info
 from w2vtool.formats import json_rows
 from w2vtool.formats.rows import (
     OURS,
@@ -117,7 +117,8 @@ def write(path: Path, rows: Rows, options: Options, *, force: bool = False) -> C
 
 def _cut(row: Utterance, info: Info | None) -> dict[str, Any]:
     end = float(Decimal(repr(row.offset)) + Decimal(repr(row.duration)))
-    rate, frames, channels = row.sample_rate, round(end * row.sample_rate), [0]
+    rate, channels = row.sample_rate or SAMPLE_RATE, [0]
+    frames = round(end * rate)
     if info is not None and info.seconds > end - 0.02:  # a lying row is for Lhotse to find
         rate, frames = info.sample_rate, info.frames
         channels = list(range(info.channels))

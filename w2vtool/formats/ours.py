@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from w2vtool import manifest
+from w2vtool.audio import Info
 from w2vtool.errors import ConfigError
-from w2vtool.formats.rows import OURS, Carrier, Options, Rows, refuse_old, relative
+from w2vtool.formats.rows import OURS, Carrier, Options, Rows, refuse_old, relative, with_rate
 from w2vtool.manifest import Utterance
 
 HOLDS = frozenset((*OURS, "extra", "empty text"))
@@ -20,8 +21,9 @@ HOLDS = frozenset((*OURS, "extra", "empty text"))
 def read(path: Path, options: Options) -> Iterator[Utterance]:
     """Rows of a manifest."""
     root = (options.root or path.parent).absolute()
+    found: dict[str, Info | None] = {}
     for row in manifest.read(path).rows:
-        yield replace(row, audio=str(root / row.audio))
+        yield with_rate(replace(row, audio=str(root / row.audio)), found)
 
 
 def write(path: Path, rows: Rows, options: Options, *, force: bool = False) -> Carrier:

@@ -22,19 +22,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from w2vtool.audio import SAMPLE_RATE, AudioError, Info, probe
+from w2vtool.audio import RANGE_SLACK_SECONDS, SAMPLE_RATE, AudioError, Info, probe
 from w2vtool.errors import SHOWN_PROBLEMS, ConfigError, DataError
 from w2vtool.manifest import Utterance
+from w2vtool.rows import KEYS, record_problems
 
 CORE = frozenset(("audio", "duration", "text"))  # what every format carries
-OURS = (  # the keys of a row, in the order in which they are written
-    *("id", "audio", "start", "length", "offset", "duration", "sample_rate"),
-    *("text", "speaker", "lang"),
-)
+OURS = KEYS  # of a row, in the order in which they are written
 SPAN = ("start", "length")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_MAX_SECONDS = 1e9
 
 
 class Options(NamedTuple):
@@ -91,18 +88,20 @@ class Checks:
         if _URL.match(audio):
             self.problem(where, f"audio is the URL {audio[:60]!r}; fetch the file first")
             return None
-        row = Utterance(audio=str(self.root / audio), **given)
-        found = list(row_problems(row))
+        row = Utterance(audio=str(self.root / audio), **{"sample_rate": None, **given})
+        found = record_problems({key: getattr(row, key) for key in KEYS})
         if not found and row.id in self._seen:
             found = [f"id {row.id!r} is already that of {self._seen[row.id]}"]
         for what in found:
             self.problem(where, what)
         self._seen.setdefault(row.id if isinstance(row.id, str) else "", where)
-        if found:
-            return None
-        if "sample_rate" not in given and (info := header_of(row, self._last)):
-            row = replace(row, sample_rate=info.sample_rate)
-        return row
+        return None if found else with_rate(row, self._last)
+
+    def rate(self, audio: str, start: int | None, length: int | None) -> int | None:
+        """The sample rate of a file, or of bytes of it, by its header; None if it is not here."""
+        row = Utterance("", str(self.root / audio), 0.0, start=start, length=length)
+        info = header_of(row, self._last)
+        return info.sample_rate if info else None
 
     def measured(self, where: str, audio: str) -> Info | None:
         """What the header of an audio file says, where the format does not say how long it is."""
@@ -119,27 +118,6 @@ class Checks:
             raise listed(self.path, self.problems, self.bad, "problems", hint)
         if not self._seen:
             raise DataError("no utterances here", where=str(self.path), hint=hint)
-
-
-def row_problems(row: Utterance) -> Iterator[str]:
-    """Why a row could not stand in a manifest."""
-    if not isinstance(row.id, str) or not row.id or _CONTROL.search(row.id):
-        yield f"id is {str(row.id)[:60]!r}: empty, not text, or with control characters"
-    for key, low in (("offset", "at least"), ("duration", "above")):
-        value = getattr(row, key)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            yield f"{key} is {str(value)[:60]!r}, not a number of seconds"
-        elif not abs(value) < _MAX_SECONDS or value < 0 or (key == "duration" and value == 0):
-            yield f"{key} is {value}; it must be {low} 0"
-    for key in ("text", "speaker", "lang"):
-        value = getattr(row, key)
-        if value is not None and not isinstance(value, str):
-            yield f"{key} is {str(value)[:60]!r}, not a string"
-    if not isinstance(row.sample_rate, int) or row.sample_rate <= 0:
-        yield f"sample_rate is {str(row.sample_rate)[:60]!r}, not a whole number of Hz above 0"
-    span = (row.start, row.length)
-    if span != (None, None) and not all(type(n) is int and n >= 0 for n in span):
-        yield f"start and length are {span[0]!r} and {span[1]!r}, not two numbers of bytes"
 
 
 def lines(path: Path, problem: Callable[[str, str], None]) -> Iterator[tuple[str, str]]:
@@ -252,7 +230,7 @@ class Carrier:
         for key in ("id", "text", "speaker", "lang"):
             if key not in self.holds and getattr(row, key) is not None:
                 yield key
-        if "sample_rate" not in self.holds and row.sample_rate != SAMPLE_RATE:
+        if "sample_rate" not in self.holds and row.sample_rate not in (None, SAMPLE_RATE):
             yield "sample_rate"
         if "extra" not in self.holds:
             yield from (f"extra key {key!r}" for key in row.extra if key not in self.holds)
@@ -282,6 +260,19 @@ def header_of(row: Utterance, found: dict[str, Info | None]) -> Info | None:
         except AudioError:
             found[key] = None
     return found[key]
+
+
+def with_rate(row: Utterance, found: dict[str, Info | None]) -> Utterance:
+    """A row that does not say its sample rate, with that of its file, if that is here."""
+    if row.sample_rate is None and (info := header_of(row, found)):
+        return replace(row, sample_rate=info.sample_rate)
+    return row
+
+
+def is_part(row: Utterance, info: Info | None) -> bool:
+    """Whether a row is less than its file, as far as is known."""
+    end = row.offset + row.duration
+    return bool(row.offset) or (info is not None and end < info.seconds - RANGE_SLACK_SECONDS)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from w2vtool.manifest import Utterance
     from w2vtool.model.heads import CtcModel
     from w2vtool.parts import Compute
+    from w2vtool.rejects import Reject
     from w2vtool.run import Run
     from w2vtool.searching import Decoder
     from w2vtool.text import Rules
@@ -67,6 +68,9 @@ class DecodeConfig(SearchConfig):
     engine: Literal["local", "ray"] = knob(
         "local", "Where the processes run: on this machine, or on the cluster of RAY_ADDRESS."
     )
+    strict: bool = knob(
+        False, "Stop at the first row that cannot be used; else it is rejected, and the rest done."
+    )
 
 
 Found = tuple["Utterance", list["Hypothesis"]]
@@ -84,7 +88,7 @@ class Decoding:
         """Load the network and what the search needs, once."""
         import torch
 
-        from w2vtool import checkpoint, long_audio, searching
+        from w2vtool import checkpoint, long_audio, rejects, searching
         from w2vtool.device import choose
 
         loaded = checkpoint.load(self.config.checkpoint)
@@ -102,13 +106,21 @@ class Decoding:
         search = self.by_chunks if self.config.stream else self.whole
 
         def compute(rows: Sequence[Job]) -> Iterator[dict[str, Any]]:
-            for row, found in search(rows, model, decoder, device):
+            rejected: list[dict[str, Any]] = []
+            reject = None if self.config.strict else rejects.into(rejected, rows)
+            for row, found in search(rows, model, decoder, device, reject):
                 yield describe(row, found, rules, self.config.nbest, hop)
+            yield from rejected
 
         return compute
 
     def whole(
-        self, rows: Sequence[Job], model: CtcModel, decoder: Decoder, device: str
+        self,
+        rows: Sequence[Job],
+        model: CtcModel,
+        decoder: Decoder,
+        device: str,
+        reject: Reject | None,
     ) -> Iterator[Found]:
         """Hypotheses of utterances that fit into memory, several at a time."""
         from w2vtool import emissions
@@ -121,6 +133,7 @@ class Decoding:
                 device=choose(device),
                 batch_seconds=self.config.batch_seconds,
                 precision=self.precision,
+                reject=reject,
             )
 
         stream = make() if self.cache is None else self.cache.through(rows, make)
@@ -129,29 +142,41 @@ class Decoding:
             yield from zip((row for row, _ in group), found, strict=True)
 
     def by_chunks(
-        self, rows: Sequence[Job], model: CtcModel, decoder: Decoder, device: str
+        self,
+        rows: Sequence[Job],
+        model: CtcModel,
+        decoder: Decoder,
+        device: str,
+        reject: Reject | None,
     ) -> Iterator[Found]:
         """Hypotheses of utterances of any length, one after the other."""
         from w2vtool import long_audio
+        from w2vtool.audio import AudioError
         from w2vtool.device import choose
 
-        for job in rows:
+        for number, job in enumerate(rows):
             utterance = decoder.stream()
-            for logp_TV in long_audio.log_probabilities(
-                job,
-                model,
-                device=choose(device),
-                chunk_seconds=self.config.chunk.seconds,
-                context_seconds=self.config.chunk.context,
-                precision=self.precision,
-            ):
-                utterance.step(logp_TV)
-            yield job[1], utterance.finish()
+            try:
+                for logp_TV in long_audio.log_probabilities(
+                    job,
+                    model,
+                    device=choose(device),
+                    chunk_seconds=self.config.chunk.seconds,
+                    context_seconds=self.config.chunk.context,
+                    precision=self.precision,
+                ):
+                    utterance.step(logp_TV)
+            except AudioError as error:
+                if reject is None:
+                    raise
+                reject(number, error)
+            else:
+                yield job[1], utterance.finish()
 
 
 def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
     """Run the model over the rows, search, score and write."""
-    from w2vtool import checkpoint, emissions, engines, parts, searching
+    from w2vtool import checkpoint, emissions, engines, parts, rejects, searching
     from w2vtool.device import choose, inference_precision
     from w2vtool.emission_cache import Cache
 
@@ -166,7 +191,6 @@ def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
             "stream: this model has group norm, whose statistics are now those of each chunk; "
             "transcripts may differ a little from those of whole files (docs/decoding.md)"
         )
-    seconds = sum(row.duration for _, row in rows)
     precision = inference_precision(config.precision, choose(config.device))
     search = searching.search_name(config)
     run.note(checkpoint=str(loaded.path), search=search, precision=precision)
@@ -184,12 +208,14 @@ def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
         "stream": config.chunk.model_dump() if config.stream else None,
         "rounded": config.cache_precision if config.cache else "float32",
     }
+    cut, folder = parts.cut(rows, what, emissions.identify), run.folder / "parts"
+    rejects.foresee(cut, folder, strict=config.strict, device=config.device, run=run)
     lines: list[dict[str, Any]] = []
     with run.progress(len(rows), "decoding", "utterances") as bar:
         for found in engines.run(
             Decoding(config, precision, cache),
-            parts.cut(emissions.alone(rows), what, emissions.identify),
-            run.folder / "parts",
+            cut,
+            folder,
             engine=config.engine,
             jobs=config.jobs,
             device=config.device,
@@ -197,7 +223,9 @@ def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
             stop=run.stop,
         ):
             lines += found
-    return report(lines, seconds, config, run)
+    lines, rejected = rejects.apart(lines)
+    summary = report(lines, rows.seconds, config, run)
+    return rejects.conclude(run.folder, rejected, summary, run)
 
 
 def check(config: DecodeConfig) -> None:
@@ -308,6 +336,7 @@ TASK = Task(
         "--jobs": "jobs",
         "--engine": "engine",
         "--strict-rate": "data.strict_rate",
+        "--strict": "strict",
     },
     inputs="inputs",
     example="w2vtool decode --checkpoint runs/demo/finetune-ctc --lm runs/demo/lm/lm.arpa "

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,7 @@ from w2vtool.task import Task
 if TYPE_CHECKING:
     import numpy as np
 
-    from w2vtool.emissions import Job
+    from w2vtool.emissions import Job, Jobs
     from w2vtool.manifest import Utterance
     from w2vtool.parts import Compute
     from w2vtool.run import Run
@@ -53,6 +54,9 @@ class ExtractConfig(Config):
         "local", "Where the processes run: on this machine, or on the cluster of RAY_ADDRESS."
     )
     strict_rate: bool = knob(False, "Refuse audio that is not 16 kHz, in place of resampling it.")
+    strict: bool = knob(
+        False, "Stop at the first row that cannot be used; else it is rejected, and the rest done."
+    )
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,14 @@ class Extracting:
 
     def start(self, device: str) -> Compute:
         """Load the network once."""
-        from w2vtool import checkpoint, emissions
+        from w2vtool import checkpoint, emissions, rejects
         from w2vtool.device import choose
 
         loaded = checkpoint.load(self.config.checkpoint)
         model, names = loaded.model().wav2vec2, list(self.names)
 
         def compute(rows: Sequence[Job]) -> Iterator[dict[str, Any]]:
+            rejected: list[dict[str, Any]] = []
             stream = emissions.layers(
                 rows,
                 model,
@@ -79,12 +84,14 @@ class Extracting:
                 device=choose(device),
                 batch_seconds=self.config.batch_seconds,
                 precision=self.precision,
+                reject=None if self.config.strict else rejects.into(rejected, rows),
             )
             for row, arrays in stream:
                 files = files_of(self.config, row.id, names)
                 write_features(files, arrays, str(self.config.checkpoint))
                 shapes = {name: list(array.shape) for name, array in arrays.items()}
                 yield index_line(self.config, row, names, shapes)
+            yield from rejected
 
         return compute
 
@@ -100,7 +107,7 @@ def extract(config: ExtractConfig, run: Run) -> dict[str, Any]:
     rows = emissions.open_inputs(
         config.inputs, jobs=max(2, config.jobs), strict_rate=config.strict_rate, say=run.say
     )
-    check_ids([row.id for _, row in rows])
+    check_ids(rows)
     precision = inference_precision(config.precision, choose(config.device))
     source = {
         "checkpoint_sha256": checkpoint.fingerprint(loaded.path),
@@ -117,28 +124,35 @@ def extract(config: ExtractConfig, run: Run) -> dict[str, Any]:
 
 
 def _fill(
-    config: ExtractConfig, run: Run, rows: list[Job], names: list[str], source: dict[str, Any]
+    config: ExtractConfig, run: Run, rows: Jobs, names: list[str], source: dict[str, Any]
 ) -> dict[str, Any]:
     """Extract into the folder that was claimed."""
-    from w2vtool import emissions, engines, parts
-    from w2vtool.run import write_atomic
+    from w2vtool import emissions, engines, parts, rejects
+    from w2vtool.manifest import write_lines
 
-    if run.world == 1:
-        for path in config.out.rglob(".*.part"):  # half a file, of a process that was killed
-            path.unlink(missing_ok=True)
+    if run.rank == 0:
+        engines.sweep(config.out)
     what = {"layers": names, "format": config.format, "batch": config.batch_seconds, **source}
-    cut = parts.cut(emissions.alone(rows), what, emissions.identify)
+    cut = parts.cut(rows, what, emissions.identify)
     folder = config.out / "parts"
     for part in cut[run.rank :: run.world]:
-        complete = all(read_shapes(files_of(config, row.id, names)) for _, row in part.rows)
-        if not complete:  # features have gone, or were cut short by another program
-            part.path(folder).unlink(missing_ok=True)
-    there = sum(len(part.rows) for part in cut if parts.is_done(folder, part))
+        ids = [line["id"] for line in rejects.apart(parts.read(folder, part) or [])[0]]
+        if not all(read_shapes(files_of(config, name, names)) for name in ids):
+            part.path(folder).unlink(missing_ok=True)  # features have gone, or were cut short
+    there = sum(parts.done(folder, part) for part in cut)
     if there:
         run.say(f"{there} of {len(rows)} utterances are there already")
-    lines: list[dict[str, Any]] = []
+    rejects.foresee(cut, folder, strict=config.strict, device=config.device, run=run)
+    rejected: list[dict[str, Any]] = []
+
+    def lines() -> Iterator[str]:
+        for found in chain([first], stream):
+            good, bad = rejects.apart(found)
+            rejected.extend(bad)
+            yield from (json.dumps(line, ensure_ascii=False) for line in good)
+
     with run.progress(len(rows), "extracting", "utterances") as bar:
-        for found in engines.run(
+        stream = engines.run(
             Extracting(config, tuple(names), source["precision"]),
             cut,
             folder,
@@ -147,20 +161,20 @@ def _fill(
             device=config.device,
             on_progress=bar.update,
             stop=run.stop,
-        ):
-            lines += found
+        )
+        first = next(stream, [])  # when all parts are done
     index = config.out / "index.jsonl"
     if run.rank == 0:
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_atomic(index, text)
-    seconds = round(sum(row.duration for _, row in rows), 2)
-    run.result(f"{len(rows)} utterances, layers {', '.join(names)}: {index}")
-    return {
+        write_lines(index, lines())
+    count = len(rows) - len(rejected)
+    run.result(f"{count} utterances, layers {', '.join(names)}: {index}")
+    summary = {
         "index": str(index),
-        "utterances": len(rows),
-        "extracted": len(rows) - there,
-        "audio_s": seconds,
+        "utterances": count,
+        "extracted": count - there,
+        "audio_s": round(rows.seconds, 2),
     }
+    return rejects.conclude(config.out, rejected, summary, run)
 
 
 def layer_names(text: str, blocks: int) -> list[str]:
@@ -203,14 +217,19 @@ def claim(config: ExtractConfig, names: list[str], source: dict[str, str]) -> No
         )
 
 
-def check_ids(ids: list[str]) -> None:
+def check_ids(rows: Jobs) -> None:
     """Raise DataError for ids that stand twice, or would leave the folder as file names."""
-    twice = [name for name, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise DataError(f"{len(twice)} ids stand twice, first {twice[0]!r}", where="inputs")
-    for name in ids:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DataError(f"id {name!r} cannot be a file name", where="inputs")
+    from w2vtool.scan import Ids
+
+    ids = Ids()
+    for _, row in rows:
+        ids.add(row.id)
+        if row.id.startswith("/") or ".." in row.id.split("/"):
+            raise DataError(f"id {row.id!r} cannot be a file name", where="inputs")
+    if maybe := ids.twice():
+        counts = Counter(row.id for _, row in rows if hash(row.id) in maybe)
+        if twice := [name for name, count in counts.items() if count > 1]:
+            raise DataError(f"{len(twice)} ids stand twice, first {twice[0]!r}", where="inputs")
 
 
 def files_of(config: ExtractConfig, row_id: str, names: list[str]) -> dict[str, Path]:
@@ -293,6 +312,7 @@ TASK = Task(
         "--jobs": "jobs",
         "--engine": "engine",
         "--strict-rate": "strict_rate",
+        "--strict": "strict",
     },
     inputs="inputs",
     example="w2vtool extract --checkpoint runs/demo/pretrain --layers conv,2,final "

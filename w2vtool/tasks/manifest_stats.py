@@ -75,7 +75,7 @@ def summarise(found: Census) -> dict[str, Any]:
             lang: {"rows": found.lang_rows[lang], "hours": round(seconds / 3600, 4)}
             for lang, seconds in found.lang_seconds.most_common()
         },
-        "sample_rates": {str(rate): n for rate, n in sorted(found.sample_rates.items())},
+        "sample_rates": {str(rate or "unknown"): n for rate, n in _rates(found)},
         "without": {key: found.without[key] for key in ("text", "speaker", "lang")},
         "alphabet": dict(sorted(found.alphabet.items())),
         "odd_letters": odd,
@@ -136,8 +136,12 @@ def _facts(found: Census, summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if found.without["text"] == found.rows:
         yield "text", "none"
     if set(found.sample_rates) != {16_000}:
-        rates = (f"{rate} Hz: {n:,}" for rate, n in sorted(found.sample_rates.items()))
+        rates = (f"{f'{rate} Hz' if rate else 'unknown'}: {n:,}" for rate, n in _rates(found))
         yield "rates", ", ".join(rates)
+
+
+def _rates(found: Census) -> list[tuple[int | None, int]]:
+    return sorted(found.sample_rates.items(), key=lambda item: item[0] or 0)
 
 
 def _extreme(found: Extreme) -> str:

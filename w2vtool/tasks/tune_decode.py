@@ -74,10 +74,10 @@ def tune_decode(config: TuneDecodeConfig, run: Run) -> dict[str, Any]:
     loaded.ctc()
     assert loaded.spec.tokens is not None
     material = searching.gather(config, loaded.spec.tokens, loaded.spec.rules)
-    rows = emissions.open_rows(
+    opened = emissions.open_rows(
         config.inputs, config.split, config.data, config.text, jobs=config.jobs, say=run.say
     )
-    rows = with_text(rows, run)
+    rows = with_text(opened, run)
     cache, arrays = compute(config, loaded, rows, run)
     references = [loaded.spec.rules(row.text or "") for _, row in rows]
     key = job_key(config, cache, rows, references)
@@ -163,8 +163,7 @@ def compute(
         "batch": config.batch_seconds,
     }
     cache = Cache(config.cache, heard, config.cache_precision)
-    alone = emissions.alone(rows)
-    cut = parts.cut(alone, {**heard, "kind": cache.kind}, emissions.identify)
+    cut = parts.cut(rows, {**heard, "kind": cache.kind}, emissions.identify)
     work = Emitting(config.checkpoint, cache, precision, config.batch_seconds)
     with run.progress(len(rows), "computing", "utterances") as bar:
         for _ in engines.run(
