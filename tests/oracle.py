@@ -33,7 +33,11 @@ class Task:
     @property
     def ends(self) -> bool:
         """Whether ``|`` ends words."""
-        return WORD_END in self.tokens.symbols and self.options.mode != "tokens"
+        return self.tokens.kind == "letters" and self.options.mode != "tokens"
+
+    def letters(self, read: Sequence[int]) -> str:
+        """What tokens spell, ``▁`` and ``|`` as they are."""
+        return "".join(self.tokens.symbols[token] for token in read)
 
 
 @cache
@@ -82,8 +86,11 @@ def word_sequences(task: Task, read: tuple[int, ...]) -> Iterator[tuple[tuple[st
             yield tuple((symbols[token], True) for token in read)
         return
     spellings = planted(task)
+    if not task.ends and task.options.mode == "lexicon":
+        yield from segmented(task, read, spellings)
+        return
     if not task.ends:
-        yield from segmented(read, spellings)
+        yield from begun(task, read, spellings)
         return
     closing = symbols.index(WORD_END)
     if read and read[-1] != closing:
@@ -93,25 +100,30 @@ def word_sequences(task: Task, read: tuple[int, ...]) -> Iterator[tuple[tuple[st
         if is_end:
             continue
         spelled = tuple(group)
-        known = [(word, True) for word in spellings.get((*spelled, closing), ())]
+        known = [(word, True) for word in spellings.get(task.letters((*spelled, closing)), ())]
         if not known and task.options.mode == "open":
-            known = [("".join(symbols[token] for token in spelled), False)]
+            known = [(task.letters(spelled), False)]
         choices.append(known)
     yield from itertools.product(*choices)
 
 
-def planted(task: Task) -> dict[tuple[int, ...], list[str]]:
-    """Spellings to words: of the lexicon, of hotwords, and in open mode of the language model."""
-    found: dict[tuple[int, ...], list[str]] = {}
-    entries = [] if task.lexicon is None else list(zip(*task.lexicon, strict=True))
+def planted(task: Task) -> dict[str, list[str]]:
+    """Letters to words: of the lexicon, of hotwords, and in open mode of the language model.
+
+    Letters and not tokens: of pieces, all that make a word's letters spell it.
+    """
+    found: dict[str, list[str]] = {}
+    entries = []
+    if task.lexicon is not None:
+        words, spellings = task.lexicon
+        entries = [(word, task.letters(ids)) for word, ids in zip(words, spellings, strict=True)]
     there = {word for word, _ in entries}
     more = [word for phrase in task.hotwords for word in phrase.split()]
     if task.options.mode == "open" and task.lm is not None:
         more += list(task.lm.vocabulary())
-    symbols = task.tokens.symbols
     for word in dict.fromkeys(more):
-        if word not in there and all(letter in symbols for letter in word):
-            entries.append((word, tuple(symbols.index(s) for s in (*word, WORD_END))))
+        if word not in there:
+            entries.append((word, f"{word}|" if task.ends else f"▁{word}"))
     for word, spelling in entries:
         if word not in found.setdefault(spelling, []):
             found[spelling].append(word)
@@ -119,14 +131,30 @@ def planted(task: Task) -> dict[tuple[int, ...], list[str]]:
 
 
 def segmented(
-    read: tuple[int, ...], spellings: Mapping[tuple[int, ...], Sequence[str]]
+    task: Task, read: tuple[int, ...], spellings: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[tuple[str, bool], ...]]:
+    """A closed lexicon over pieces: a word ends wherever the pieces since the last make one."""
     if not read:
         yield ()
     for length in range(1, len(read) + 1):
-        for word in spellings.get(read[:length], ()):
-            for rest in segmented(read[length:], spellings):
+        for word in spellings.get(task.letters(read[:length]), ()):
+            for rest in segmented(task, read[length:], spellings):
                 yield ((word, True), *rest)
+
+
+def begun(
+    task: Task, read: tuple[int, ...], spellings: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[tuple[str, bool], ...]]:
+    """Any words over pieces: each begins with a piece that begins with ``▁``."""
+    first, *parts = task.letters(read).split("▁") if read else ("",)
+    strange = any(symbol[0] == "<" for symbol in (task.tokens.symbols[token] for token in read))
+    if first or strange or not all(parts):
+        return
+    choices = []
+    for part in parts:
+        known = [(word, True) for word in spellings.get(f"▁{part}", ())]
+        choices.append(known or [(part, False)])
+    yield from itertools.product(*choices)
 
 
 def worth(task: Task, words: Sequence[tuple[str, bool]]) -> float:
@@ -146,7 +174,9 @@ def worth(task: Task, words: Sequence[tuple[str, bool]]) -> float:
 
 
 def occurrences(task: Task, phrase: str, words: Sequence[str | None]) -> int:
-    if task.options.mode == "tokens":
+    if task.options.mode == "tokens" and task.tokens.kind == "sentencepiece":
+        wanted = task.tokens.pieces(phrase)
+    elif task.options.mode == "tokens":
         wanted = [WORD_END, *(s for word in phrase.split() for s in (*word, WORD_END))]
         words = [WORD_END, *words]
     else:

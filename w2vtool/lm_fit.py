@@ -13,11 +13,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection
 
-from w2vtool.decoder.lexicon import Lexicon, letter_ids
+from w2vtool.decoder.lexicon import Lexicon, letter_ids, separator
 from w2vtool.decoder.ngram import LanguageModel
 from w2vtool.errors import DataError
 from w2vtool.text import WORD_END, letter_name
-from w2vtool.tokens import Tokens
+from w2vtool.tokens import WORD_BEGIN, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ _CASES: tuple[tuple[str, str, Callable[[str], str]], ...] = (
     ("upper", "lower", str.lower),
 )
 _SHOWN = 5
+FEW = 0.5  # of the tokens, where the rest may be pieces that no text needs
+_TRAIN = "train one of the model's tokens: w2vtool lm train --tokens CHECKPOINT"
 
 
 def check(
@@ -34,8 +36,9 @@ def check(
 ) -> None:
     """Raise DataError where under 90 % fit; with ``refuse=False`` a warning is logged instead.
 
-    Compared are: in a search over tokens, the tokens with the model's words; with a lexicon, its
-    words with the model's; else, the model's words with what the tokens can spell.
+    Compared are: in a search over tokens, letters with the model's words, or the model's words with
+    pieces; with a lexicon, its words with the model's; else, the model's words with what the tokens
+    can spell.
     """
     try:
         vocabulary = lm.vocabulary()
@@ -61,9 +64,12 @@ Finding = tuple[str, str] | None  # what is wrong, and what to do
 
 
 def _tokens(tokens: Tokens, lm: LanguageModel, vocabulary: Collection[str]) -> Finding:
-    wanted = [*letter_ids(tokens), *([WORD_END] if WORD_END in tokens.symbols else [])]
+    if tokens.kind == "sentencepiece" and vocabulary:
+        return _pieces(tokens, vocabulary)
+    wanted = [*letter_ids(tokens), *([WORD_END] if separator(tokens) >= 0 else [])]
     known = [token for token in wanted if lm.knows(token)]
-    if len(known) >= ENOUGH * len(wanted):
+    # many pieces are there for rare letters only, and in no text that a model was trained on
+    if len(known) >= (ENOUGH if separator(tokens) >= 0 else FEW) * len(wanted):
         return None
     missing = [token for token in wanted if not lm.knows(token)]
     what = f"it knows {len(known)} of the {len(wanted)} tokens, not {_some(missing)}"
@@ -71,12 +77,29 @@ def _tokens(tokens: Tokens, lm: LanguageModel, vocabulary: Collection[str]) -> F
         changed = {change(word) for word in vocabulary}
         if sum(token in changed for token in wanted) >= ENOUGH * len(wanted):
             return _case(theirs, ours, what)
+    if _begun(vocabulary):
+        return f"a language model of word pieces, and the tokens are letters: {what}", _TRAIN
     if vocabulary and _units(tokens, vocabulary) < ENOUGH:
-        return (
-            f"a language model of words, and the search is over tokens: {what}",
-            "--search open, or train one on texts whose tokens stand apart: T H I S | ...",
-        )
-    return f"the language model does not fit the tokens: {what}", "train it on the model's tokens"
+        return _of_words(what)
+    return f"the language model does not fit the tokens: {what}", _TRAIN
+
+
+def _pieces(tokens: Tokens, vocabulary: Collection[str]) -> Finding:
+    """Pieces of the model's words that are the network's: the model needs not know them all."""
+    ids = letter_ids(tokens)
+    strange = [word for word in vocabulary if word not in ids]
+    known = len(vocabulary) - len(strange)
+    what = f"{known} of its {len(vocabulary)} words are tokens, not {_some(strange)}"
+    if not _begun(vocabulary):
+        if all(len(word) == 1 for word in vocabulary):
+            return "a language model of letters, and the tokens are word pieces", _TRAIN
+        return _of_words(what)
+    if known >= ENOUGH * len(vocabulary):
+        return None
+    for theirs, ours, change in _CASES:
+        if sum(change(word) in ids for word in vocabulary) >= ENOUGH * len(vocabulary):
+            return _case(theirs, ours, what)
+    return f"the language model is one of other word pieces: {what}", _TRAIN
 
 
 def _lexicon(
@@ -103,7 +126,9 @@ def _lexicon(
 
 
 def _letters(tokens: Tokens, vocabulary: Collection[str]) -> Finding:
-    letters = set(letter_ids(tokens))
+    letters = {letter for token in letter_ids(tokens) for letter in token}
+    if tokens.kind != "sentencepiece":
+        letters = set(letter_ids(tokens))
     if not vocabulary:
         return "the language model knows no words", "train it on text: w2vtool lm train"
     if len(vocabulary) > 1 and _units(tokens, vocabulary) >= ENOUGH:
@@ -126,19 +151,31 @@ def _letters(tokens: Tokens, vocabulary: Collection[str]) -> Finding:
 
 
 def _units(tokens: Tokens, vocabulary: Collection[str]) -> float:
-    """The share of a model's words that are tokens of the acoustic model, in any case."""
-    symbols = {symbol.upper() for symbol in tokens.symbols}
-    single = {WORD_END, "▁"}
-    units = sum(
-        word.upper() in symbols or word in single or word.startswith("▁") for word in vocabulary
-    )
-    return units / max(1, len(vocabulary))
+    """The share of a model's words that are tokens, in any case; 1 if some can only be pieces."""
+    if _begun(vocabulary):
+        return 1.0
+    if tokens.kind == "sentencepiece" and any(len(word) > 1 for word in vocabulary):
+        return 0.0  # short words look like pieces from within words
+    symbols = {WORD_END, *(symbol.upper() for symbol in tokens.symbols)}
+    return sum(word.upper() in symbols for word in vocabulary) / max(1, len(vocabulary))
+
+
+def _begun(vocabulary: Collection[str]) -> bool:
+    """Whether words of a model are pieces that begin words."""
+    return any(word.startswith(WORD_BEGIN) for word in vocabulary)
 
 
 def _of_units(what: str) -> tuple[str, str]:
     return (
         f"a language model of letters or pieces, given as one of words: {what}",
         "--search tokens, without a lexicon; or give a model of words",
+    )
+
+
+def _of_words(what: str) -> tuple[str, str]:
+    return (
+        f"a language model of words, and the search is over tokens: {what}",
+        f"--search open; or {_TRAIN}",
     )
 
 

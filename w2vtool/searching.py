@@ -40,8 +40,13 @@ class BeamConfig(Config):
     )
     lm_weight: float = knob(
         2.0,
-        "Weight of the language model's log10 probabilities, as in flashlight and fairseq.",
+        "Weight of the language model's log-probabilities, in lm_units.",
         source="fairseq infer.py",
+    )
+    lm_units: Literal["log10", "natural"] = knob(
+        "log10",
+        "Logarithm that lm_weight weighs: log10 as in flashlight and fairseq, natural as in "
+        "pyctcdecode. A natural weight is worth 2.3026 of log10.",
     )
     word_score: float = knob(
         0.0,
@@ -251,6 +256,8 @@ def decoder(
         return BestPath(material.tokens, times=times)
     values = beam.model_dump()
     engine = values.pop("engine")
+    if values.pop("lm_units") == "natural":
+        values["lm_weight"] *= math.log(10)
     if engine == "numba" or (engine == "auto" and find_spec("numba") is not None):
         device = "cpu"  # beside a network on a GPU, too
     options = BeamOptions(

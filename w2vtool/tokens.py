@@ -28,7 +28,7 @@ UNKNOWN = "<unk>"
 LETTERS = (*SPECIALS, *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ")
 
 _COUNTED = re.compile(r"\S+ \d+( #fairseq:overwrite)?")
-_WORD_BEGIN = "▁"  # SentencePiece's mark
+WORD_BEGIN = "▁"  # SentencePiece's mark
 
 Kind = Literal["letters", "sentencepiece"]
 
@@ -146,13 +146,13 @@ class Tokens:
                 where=f"text {text[:60]!r}",
                 hint="normalise the text (case, punctuation), or train tokens on these texts",
             )
-        return [self._ids[piece] for piece in self._pieces(text)]
+        return [self._ids[piece] for piece in self.pieces(text)]
 
     def unknown(self, text: str) -> list[str]:
         """Letters of a text that ``encode`` refuses, in code point order."""
         if self.kind == "sentencepiece":
-            strange = (piece for piece in self._pieces(text) if piece not in self._ids)
-            return sorted({letter for piece in strange for letter in piece} - {_WORD_BEGIN})
+            strange = (piece for piece in self.pieces(text) if piece not in self._ids)
+            return sorted({letter for piece in strange for letter in piece} - {WORD_BEGIN})
         found = {letter for word in text.split() for letter in word}
         return sorted(found - self._ids.keys() | found & {WORD_END})  # "|" would become a space
 
@@ -161,17 +161,18 @@ class Tokens:
         skipped = {self.blank, *(self._ids.get(special) for special in SPECIALS)}
         pieces = [self.symbols[index] for index in ids if index not in skipped]
         if self.kind == "sentencepiece":
-            return str(_processor(self.model).decode_pieces(pieces)).strip()
+            return " ".join(str(_processor(self.model).decode_pieces(pieces)).split())
         return " ".join("".join(pieces).replace(WORD_END, " ").split())
 
-    def _pieces(self, text: str) -> list[str]:
+    def pieces(self, text: str) -> list[str]:
+        """The symbols that spell a text, those outside the vocabulary too."""
         if self.kind == "sentencepiece":
             return list(_processor(self.model).encode(text, out_type=str))
         return letters(text)
 
     def _with_unknown(self, text: str, strange: set[str]) -> list[str]:
         if self.kind == "sentencepiece":
-            return [piece if piece in self._ids else UNKNOWN for piece in self._pieces(text)]
+            return [piece if piece in self._ids else UNKNOWN for piece in self.pieces(text)]
         return [
             symbol
             for word in text.split()

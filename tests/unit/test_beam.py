@@ -344,9 +344,9 @@ def test_float32_and_views_decode_like_float64() -> None:
     assert search(logp_TV.astype(np.float32))[0].text == search(logp_TV)[0].text
 
 
-def test_tokens_without_separator_are_refused() -> None:
-    pieces = Tokens(("<s>", "▁A", "B"), kind="sentencepiece")
-    with pytest.raises(DataError, match=r"no word separator.*open search"):
+def test_pieces_of_which_none_begins_a_word_are_refused() -> None:
+    pieces = Tokens(("<s>", "A", "B"), kind="sentencepiece")
+    with pytest.raises(DataError, match="no piece begins with '▁'"):
         Search(pieces, None, None, BeamOptions(mode="open"))
 
 

@@ -101,3 +101,46 @@ def test_a_model_whose_words_cannot_be_listed_is_asked_for_those_of_the_lexicon(
     monkeypatch.setattr(type(lm), "vocabulary", unlisted)
     lm_fit.check(UPPER, None, lm, "open")
     assert "knows 10 of the lexicon's 20 words" in refused(lm, UPPER, WORDS, "lexicon")
+
+
+PIECES = Tokens(
+    ("<s>", "<unk>", "▁", "▁B", "▁C", "AT", "OLD", "IN", "EEL", *"ABCDEFGILNOT"),
+    kind="sentencepiece",
+)
+
+
+def test_a_model_of_words_fits_the_letters_of_pieces(tmp_path: Path) -> None:
+    fitting = [word for word in WORDS if word[0] in "BC"]
+    lm_fit.check(PIECES, None, model(tmp_path, fitting), "open")
+    lm_fit.check(PIECES, lexicons.from_words(fitting, PIECES), model(tmp_path, fitting), "lexicon")
+    short = model(tmp_path, ["A", "AT", "IN", "OLD", "DOLL"])  # as many as pieces within words
+    lm_fit.check(PIECES, None, short, "open")
+    what = refused(model(tmp_path, [*fitting, "QUIZ", "ZOOM"]), PIECES, None, "open")
+    assert "spell 8 of the language model's 10 words" in what and "no token for 'Z'" in what
+    what = refused(model(tmp_path, [word.lower() for word in fitting]), PIECES, None, "open")
+    assert "is in lower case, the transcripts are in upper case" in what
+
+
+def test_a_model_of_pieces_needs_not_know_them_all(tmp_path: Path) -> None:
+    lm_fit.check(PIECES, None, model(tmp_path, ["▁B", "▁C", "AT", "OLD"]), "tokens")
+    what = refused(model(tmp_path, ["▁B", "▁C", "▁WHAT", "▁FOR"]), PIECES, None, "tokens")
+    assert "other word pieces: 2 of its 4 words are tokens, not '▁WHAT', '▁FOR'" in what
+    assert "lm train --tokens" in what
+    what = refused(model(tmp_path, ["▁b", "▁c", "at", "old"]), PIECES, None, "tokens")
+    assert "is in lower case" in what
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words", "search", "reason"),
+    [
+        (PIECES, ["▁B", "AT", "OLD", "▁C"], "open", "letters or pieces, given as one of words"),
+        (PIECES, [*"ABCDE", "|"], "open", "letters or pieces, given as one of words"),
+        (PIECES, [*"ABCDE", "|"], "tokens", "of letters, and the tokens are word pieces"),
+        (PIECES, ["A", "AT", "IN", "OLD"], "tokens", "of words, and the search is over tokens"),
+        (UPPER, ["▁B", "▁C", "AT", *"ABCD"], "tokens", "of word pieces, and the tokens are lett"),
+    ],
+)
+def test_a_model_of_another_unit_is_told(
+    tmp_path: Path, tokens: Tokens, words: list[str], search: str, reason: str
+) -> None:
+    assert reason in refused(model(tmp_path, words), tokens, None, search)

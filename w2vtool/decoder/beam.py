@@ -12,6 +12,13 @@ neither in the lexicon nor known to the model scores ``unk_score + unk_letter_sc
 instead of ``word_score``, and the model's ``P(<unk> | history)``. With ``mode="tokens"`` every
 token is a word. Hotwords add their weight each time that they occur.
 
+Word pieces have no ``|``. The words of ``pi`` are then those of its letters, whichever pieces spell
+them: a closed lexicon takes every way to cut the letters of ``pi`` into spellings of words, each
+between two pieces. In an open search a word begins with each piece that begins with ``▁``, and goes
+on with pieces that have none, up to the next beginning or the end; what does not begin so, and a
+word without a letter (``▁`` alone), is no path. A word's letters, without the ``▁``, say whether it
+is known, and how many letters an unknown one pays. ``<unk>`` and other specials are in no path.
+
 A hypothesis is where it is in the model (state) and in the lexicon (node); each such slot keeps two
 scores, for a last frame that is blank and for one that is the node's token. Hypotheses that meet in
 a slot have the same future, so the better one is kept and nothing is lost. Inside of a word a
@@ -63,9 +70,10 @@ class Search:
 
     ``unknown`` are the lexicon's words that the language model only knows as ``<unk>``. ``engine``
     is the name of what computes; ``auto`` is numba on a CPU if it is installed, else torch. Threads
-    are numba's. Raises DataError for tokens without ``|`` in an open search, for hotwords that
-    cannot be spelled and for a language model that knows no word of the lexicon; ConfigError where
-    a closed lexicon is asked for and none is given, and for an engine that is not there.
+    are numba's. Raises DataError for pieces of which none begins a word in an open search, for
+    hotwords that cannot be spelled and for a language model that knows no word of the lexicon;
+    ConfigError where a closed lexicon is asked for and none is given, and for an engine that is not
+    there.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from w2vtool.decoder import beams, kernels
+from w2vtool.decoder import beams, kernels, kernels_open
 from w2vtool.decoder.beams import BLANK, PLACES, TOKEN, TOKEN_TRACE, Beam, Trace
 from w2vtool.decoder.kernels import (
     NEW,
@@ -33,14 +33,13 @@ from w2vtool.decoder.kernels import (
     Rules,
     Trie,
     compiled,
-    end_unknown,
     join,
     mix,
     new_pool,
     spell,
-    spell_freely,
     stay,
 )
+from w2vtool.decoder.kernels_open import end_unknown, spell_freely
 from w2vtool.decoder.ngram import NGram
 from w2vtool.decoder.options import BeamOptions
 from w2vtool.decoder.search_space import Space
@@ -59,10 +58,7 @@ class Engine:
                 where=str(space.lm.path),
                 hint="give the ARPA file, or choose the torch engine",
             )
-        is_letter = np.zeros(len(space.tokens), bool)
-        is_letter[space.letters] = True
-        fields = {name: getattr(space, name) for name in Trie._fields if name != "is_letter"}
-        self._trie = Trie(**fields, is_letter=is_letter)
+        self._trie = Trie(**{name: getattr(space, name) for name in Trie._fields})
         self._rules = _rules(space, options)
         self._arcs, self._hot, self._threads = tuple(space.arcs), tuple(space.hot), threads
 
@@ -107,6 +103,8 @@ def _rules(space: Space, options: BeamOptions) -> Rules:
         unknown_look=float(options.lm_weight * space.unknown_log10),
         collapse=math.log(options.collapse),
         bonus=float(space.bonus(options)),
+        most_letter=space.most_letter(options),
+        most_unknown=space.most_unknown(options),
         open=space.open,
         summing=options.summing,
         by_history=options.by_history or options.summing,
@@ -245,13 +243,13 @@ def _frame(pool, rules, trie, arcs, hot, e, active, places, scores):  # type: ig
     if not len(active):
         return
     floor = e[active[-1]]
-    ends = rules.open and e[rules.separator] >= floor
+    ends = rules.open and rules.separator >= 0 and e[rules.separator] >= floor
     for k in range(len(places)):
         node = places[k, 2]
         if node >= 0:
             spell(pool, rules, trie, arcs, hot, e, active, places[k], scores[k])
         if rules.open:
-            spell_freely(pool, rules, trie, e, active, places[k], scores[k])
+            spell_freely(pool, rules, trie, arcs, hot, e, active, places[k], scores[k])
             if ends and node != 0:
                 end_unknown(pool, rules, trie, arcs, hot, e, places[k], scores[k])
 
@@ -275,7 +273,7 @@ def _keep(pool, kept, places, scores, rows, log10, used, frame):  # type: ignore
 
 def _stamp() -> int:
     """A number for the code that numba inlines from other modules."""
-    return zlib.crc32("".join(map(inspect.getsource, (kernels, beams))).encode())
+    return zlib.crc32("".join(map(inspect.getsource, (kernels, kernels_open, beams))).encode())
 
 
 def _compile(stamp: int) -> Any:
@@ -307,7 +305,7 @@ def _compile(stamp: int) -> Any:
                 continue
             blank = sure
             active = _active(e, rules.blank, rules.token_threshold)
-            room = _room(trie, places, len(active) if rules.open else 0)
+            room = _room(trie, places, 2 * len(active) if rules.open else 0)
             if room > len(pool.places):
                 pool = new_pool(2 * room)
             _frame(pool, rules, trie, arcs, hot, e, active, places, scores)

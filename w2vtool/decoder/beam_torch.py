@@ -72,6 +72,7 @@ class Engine:
         self._homophones = bool((np.diff(space.word_begin) > 1).any())
         self._by_history = options.by_history or options.summing
         self._unknown_look = options.lm_weight * space.unknown_log10
+        self._most_free = space.most_letter(options) + space.most_unknown(options)
 
     @torch.inference_mode()
     def advance(self, started: Sequence[Beam], frames: Sequence[np.ndarray]) -> list[Beam]:
@@ -148,7 +149,9 @@ class Engine:
         frame = _Frame(e_BV, tried_BV, tried_BV.amax(1), top, trace, limit)
         found = [stays, *self._spell(slots, frame, lm)]
         if self.space.open:
-            found += [self._spell_freely(slots, frame), self._end_unknown(slots, frame, lm)]
+            found += self._spell_freely(slots, frame, lm)
+        if self.space.open and self.space.separator >= 0:
+            found.append(self._end_unknown(slots, frame, lm))
         pool = Candidates(*(torch.cat(columns) for columns in zip(*found, strict=True)))
         return survivors(pool, len(e_BV), self.options)
 
@@ -210,7 +213,7 @@ class Engine:
         return at(rows, row), token
 
     def _child(self, node: Tensor, token: Tensor) -> Tensor:
-        return child(self._map, node, token, len(self.space.tokens), self.space.first_root)
+        return child(self._map, node, token, len(self.space.tokens))
 
     def _end(
         self,
@@ -265,27 +268,63 @@ class Engine:
         owner = at(slots.utterance, slot)
         return Candidates(owner, places, scores, token, inside, torch.zeros_like(total))
 
-    def _spell_freely(self, slots: Slots, frame: _Frame) -> Candidates:
-        """Letters that lead off the trie, or further off it."""
+    def _letters(self, slots: Slots) -> Tensor:
+        """Hashes of the letters of words so far; see ``planting``."""
+        node, last = slots.places[:, NODE], slots.places[:, LAST].clamp(min=0)
+        m = self._map
+        return torch.where(node >= 0, m.spelled[node.clamp(min=0)], node - m.salt[last])
+
+    def _spell_freely(self, slots: Slots, frame: _Frame, lm: Query) -> list[Candidates]:
+        """Tokens that lead off the trie, or further off it; of pieces, also the word's end."""
         m, options, node = self._map, self.options, slots.places[:, NODE]
         on_trie = node.clamp(min=0)
         word = options.unk_score + self._unknown_look - m.look[on_trie]
-        off = word + options.unk_letter_score * (m.depth[on_trie] + 1)
-        gain = torch.where(node >= 0, off, options.unk_letter_score)
+        gain = torch.where(node >= 0, word + options.unk_letter_score * m.depth[on_trie], 0.0)
         limit = frame.limit[slots.utterance]
-        slot, token = self._pairs(slots, frame, limit - frame.top - gain)
-        rows = torch.nonzero(m.is_letter[token]).squeeze(1)
+        slot, token = self._pairs(slots, frame, limit - frame.top - gain - self._most_free)
+        root = (node == ROOT) | (node >= self.space.first_root)
+        may = torch.where(root[slot], m.may_begin[token], m.may_follow[token])
+        rows = torch.nonzero(may).squeeze(1)
         slot, token = slot[rows], token[rows]
         total, before = self._after(slots, frame, slot, token)
-        total = total + gain[slot]
-        keep = (total > limit[slot]) & (self._child(node[slot], token) < 0)
-        rows = torch.nonzero(keep).squeeze(1)
-        slot, token = slot[rows], token[rows]
-        target = mix(node[slot], token) | FREE
-        return self._new(slots, slot, total[rows], before[rows], token, target)
+        total = total + gain[slot] + options.unk_letter_score * m.size[token]
+        below = self._child(node[slot], token)
+        spelled = self._letters(slots)[slot] * m.power[token] + m.code[token]
+        rows = torch.nonzero((total > limit[slot]) & (below < 0)).squeeze(1)
+        target = (spelled[rows] + m.salt[token[rows]]) | FREE
+        found = self._new(slots, slot[rows], total[rows], before[rows], token[rows], target)
+        if self.space.separator >= 0:
+            return [found]
+        whole = (m.size[token] > 0) & ((below < 0) | (m.final[below.clamp(min=0)] == NEVER))
+        rows = torch.nonzero(whole & (total > NEVER)).squeeze(1)
+        reached = slot[rows], total[rows], before[rows]
+        return [found, self._end_freely(slots, frame, lm, reached, token[rows], spelled[rows])]
+
+    def _end_freely(
+        self,
+        slots: Slots,
+        frame: _Frame,
+        lm: Query,
+        reached: tuple[Tensor, Tensor, Tensor],
+        token: Tensor,
+        spelled: Tensor,
+    ) -> Candidates:
+        """Ends of unknown words with a piece; ``spelled`` are hashes of their letters."""
+        slot, total, before = reached
+        places = slots.places[slot]
+        log10, next_lm = lm(places[:, LM], torch.full_like(slot, self.space.unknown_row))
+        gain, next_hot = self._hot(places[:, HOT], torch.zeros_like(slot))
+        total = total + self.options.lm_weight * log10 + gain - self._unknown_look
+        rows = torch.nonzero(total > frame.limit[slots.utterance[slot]]).squeeze(1)
+        landing = self._map.landing[token[rows]]
+        found = self._new(slots, slot[rows], total[rows], before[rows], token[rows], landing)
+        found.places[:, LM], found.places[:, HOT] = next_lm[rows], next_hot[rows]
+        unknown = torch.full_like(rows, UNKNOWN_WORD)
+        found.places[:, HISTORY] = mix(found.places[:, HISTORY], mix(spelled[rows] | FREE, unknown))
+        return found._replace(word=unknown, log10=log10[rows])
 
     def _end_unknown(self, slots: Slots, frame: _Frame, lm: Query) -> Candidates:
-        """Ends of words that are not on the trie."""
+        """Ends of words that are not on the trie, by a separator."""
         m, options, separator = self._map, self.options, self.space.separator
         node = slots.places[:, NODE]
         on_trie = node.clamp(min=0)
@@ -302,11 +341,12 @@ class Engine:
         gain, next_hot = self._hot(places[:, HOT], torch.zeros_like(slot))
         total = total + options.lm_weight * log10 + gain
         rows = torch.nonzero(total > frame.limit[slots.utterance[slot]]).squeeze(1)
-        slot, node = slot[rows], node[rows]
+        slot = slot[rows]
         token = torch.full_like(slot, separator)
         root = torch.full_like(slot, ROOT)
         found = self._new(slots, slot, total[rows], frame.trace[slot], token, root)
         found.places[:, LM], found.places[:, HOT] = next_lm[rows], next_hot[rows]
         unknown = torch.full_like(slot, UNKNOWN_WORD)
-        found.places[:, HISTORY] = mix(found.places[:, HISTORY], mix(node, unknown))
+        letters = self._letters(slots)[slot] | FREE
+        found.places[:, HISTORY] = mix(found.places[:, HISTORY], mix(letters, unknown))
         return found._replace(word=unknown, log10=log10[rows])

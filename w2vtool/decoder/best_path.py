@@ -14,9 +14,7 @@ import numpy as np
 
 from w2vtool.decoder.greedy import Hypothesis, Span, check_emissions
 from w2vtool.text import WORD_END
-from w2vtool.tokens import Tokens
-
-PIECE = "▁"  # begins the pieces that begin a word (SentencePiece)
+from w2vtool.tokens import SPECIALS, WORD_BEGIN, Tokens
 
 
 class BestPath:
@@ -80,13 +78,14 @@ class BestPathStream:
 
 
 def _words(spans: tuple[Span, ...]) -> Iterator[Span]:
-    """What lies between separators, or before a piece that begins a word."""
+    """What lies between separators, or before a piece that begins a word; without ``<unk>``."""
     word: list[Span] = []
     for span in (*spans, Span(WORD_END, 0, 0)):
-        if word and (span.text == WORD_END or span.text.startswith(PIECE)):
-            letters = "".join(part.text for part in word).removeprefix(PIECE)
+        if word and (span.text == WORD_END or span.text.startswith(WORD_BEGIN)):
+            letters = "".join(part.text for part in word).removeprefix(WORD_BEGIN)
+            heard = [part for part in word if part.text != WORD_BEGIN]
             if letters:
-                yield Span(letters, word[0].begin, word[-1].end)
+                yield Span(letters, heard[0].begin, heard[-1].end)
             word = []
-        if span.text != WORD_END:
+        if span.text not in (WORD_END, *SPECIALS):
             word.append(span)

@@ -16,7 +16,6 @@ from numba import njit
 from w2vtool.decoder.beams import (
     BLANK,
     BLANK_TRACE,
-    FREE,
     HISTORY,
     HOT,
     IN_WORD,
@@ -28,11 +27,11 @@ from w2vtool.decoder.beams import (
     SHIFT,
     TOKEN,
     TOKEN_TRACE,
-    UNKNOWN_WORD,
 )
-from w2vtool.decoder.search_space import ROOT
+from w2vtool.decoder.planting import ROOT
 
 MEMO = 4096  # a power of 2
+WIDE = 8  # a node with so many children for each token is asked token by token
 NEW, WORD = PLACES, PLACES + 1  # more columns of a candidate: its new token, the word completed
 
 
@@ -63,6 +62,7 @@ class Trie(NamedTuple):
     child_begin: Any
     child_end: Any
     token: Any
+    inner: Any
     look: Any
     depth: Any
     word_begin: Any
@@ -70,7 +70,13 @@ class Trie(NamedTuple):
     fan: Any
     landing: Any
     root_child: Any
-    is_letter: Any  # bool [V]
+    spelled: Any
+    may_begin: Any
+    may_follow: Any
+    size: Any
+    power: Any
+    code: Any
+    salt: Any
     lm_row: Any
     hot_row: Any
 
@@ -89,6 +95,8 @@ class Rules(NamedTuple):
     unknown_look: float  # lm_weight * log10 P(<unk>), paid in advance
     collapse: float  # log of it
     bonus: float  # the most that a word can bring beyond its look
+    most_letter: float  # the most that letters of a token can bring to an unknown word
+    most_unknown: float  # and its end, beyond what was paid in advance
     open: bool
     summing: bool
     by_history: bool  # candidates merge only if their words are the same
@@ -143,7 +151,7 @@ def query(arcs, state, word):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _recall(pool, arcs, state, word):  # type: ignore[no-untyped-def]
+def recall(pool, arcs, state, word):  # type: ignore[no-untyped-def]
     """``query`` with a memory: a slot asks the same for as many frames as it lives."""
     key = (state << 32) | word
     row = mix(key, 0) & (MEMO - 1)
@@ -209,7 +217,7 @@ def _find(pool, by_history, lm, hot, node, history):  # type: ignore[no-untyped-
 
 
 @inlined
-def _reach(  # type: ignore[no-untyped-def]
+def reach(  # type: ignore[no-untyped-def]
     pool, rules, score, before, token, word, log10, lm, hot, node, history
 ):
     """Offer a hypothesis whose last frame is a new token."""
@@ -258,24 +266,38 @@ def _take(pool, rules, trie, arcs, hot, place, score, before, child):  # type: i
     token = trie.token[child]
     lm, hot_state, history = place[LM], place[HOT], place[HISTORY]
     limit = pool.best[0] - rules.threshold
-    if trie.child_begin[child] < trie.child_end[child]:
+    if trie.inner[child]:
         total = score + trie.look[child]
         if total > limit:
-            _reach(pool, rules, total, before, token, IN_WORD, 0.0, lm, hot_state, child, history)
+            reach(pool, rules, total, before, token, IN_WORD, 0.0, lm, hot_state, child, history)
     if score + rules.bonus <= limit:
         return
     for row in range(trie.word_begin[child], trie.word_begin[child + 1]):
         word = trie.node_words[row]
-        log10, next_lm = _recall(pool, arcs, lm, np.int64(trie.lm_row[word]))
+        log10, next_lm = recall(pool, arcs, lm, np.int64(trie.lm_row[word]))
         gain, next_hot = query(hot, hot_state, trie.hot_row[word])
         total = score + rules.lm_weight * log10 + gain + rules.word_score
         if total > limit:
             next_history = mix(history, np.int64(word)) if rules.by_history else history
             node = np.int64(trie.landing[token])
-            _reach(
+            reach(
                 pool, rules, total, before, token, word, log10, next_lm, next_hot, node,
                 next_history,
             )  # fmt: skip
+
+
+@inlined
+def child_of(trie, node, v):  # type: ignore[no-untyped-def]
+    """The child of a node on the trie under a token, or -1."""
+    low, end = np.int64(trie.child_begin[node]), np.int64(trie.child_end[node])
+    high = end
+    while low < high:
+        middle = (low + high) >> 1
+        if trie.token[middle] < v:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < end and trie.token[low] == v else np.int64(-1)
 
 
 @inlined
@@ -288,9 +310,10 @@ def spell(pool, rules, trie, arcs, hot, e, active, place, score):  # type: ignor
     tokens, looks, word_begin, root_child = trie.token, trie.look, trie.word_begin, trie.root_child
     look = looks[node]
     at_root = node == ROOT or node >= rules.first_root
-    first, end = 0, len(active)
-    if not at_root:
-        first, end = trie.child_begin[node], trie.child_end[node]
+    first, end = trie.child_begin[node], trie.child_end[node]
+    by_token = at_root or end - first > WIDE * len(active)
+    if by_token:
+        first, end = 0, len(active)
     # a token below this log-probability is of no use: looks only fall on the way down
     need = limit - top
     if rules.separator < 0:
@@ -299,12 +322,16 @@ def spell(pool, rules, trie, arcs, hot, e, active, place, score):  # type: ignor
         return
     need = max(need, e[active[-1]] - 1e-9)
     for place_of in range(first, end):
-        child = root_child[active[place_of]] if at_root else place_of
+        child = np.int64(place_of)
+        if at_root:
+            child = np.int64(root_child[active[place_of]])
+        elif by_token:
+            child = child_of(trie, node, active[place_of])
         if child < 0:
             continue
         v = tokens[child]
         if e[v] <= need and v != rules.separator:
-            if at_root:
+            if by_token:
                 break
             continue
         if e[v] < e[active[-1]]:
@@ -322,63 +349,3 @@ def spell(pool, rules, trie, arcs, hot, e, active, place, score):  # type: ignor
             total += blank - top
             before = place[BLANK_TRACE]
         _take(pool, rules, trie, arcs, hot, place, total, before, child)
-
-
-@inlined
-def _has_child(trie, node, v):  # type: ignore[no-untyped-def]
-    for child in range(trie.child_begin[node], trie.child_end[node]):
-        if trie.token[child] == v:
-            return True
-    return False
-
-
-@inlined
-def spell_freely(pool, rules, trie, e, active, place, score):  # type: ignore[no-untyped-def]
-    """Offer letters that lead off the trie, or further off it."""
-    node, last = place[NODE], place[LAST]
-    blank, token = score[BLANK], score[TOKEN]
-    top = join(rules, blank, token)
-    trace = place[BLANK_TRACE] if blank >= token else place[TOKEN_TRACE]
-    gain = rules.unk_letter_score
-    if node >= 0:
-        off = rules.unk_score + rules.unknown_look + gain * (trie.depth[node] + 1)
-        gain = off - trie.look[node]
-    for v in active:
-        total = top + e[v] + gain
-        limit = pool.best[0] - rules.threshold
-        if total <= limit:
-            break
-        before = trace
-        if v == last:
-            total, before = blank + e[v] + gain, place[BLANK_TRACE]
-        if not trie.is_letter[v] or total <= limit or (node >= 0 and _has_child(trie, node, v)):
-            continue
-        target = mix(node, np.int64(v)) | FREE
-        _reach(
-            pool, rules, total, before, v, IN_WORD, 0.0, place[LM], place[HOT], target,
-            place[HISTORY],
-        )  # fmt: skip
-
-
-@inlined
-def end_unknown(pool, rules, trie, arcs, hot, e, place, score):  # type: ignore[no-untyped-def]
-    """Offer the end of a word that is not on the trie."""
-    node, separator = place[NODE], rules.separator
-    if node >= 0 and _has_child(trie, node, separator):
-        return
-    blank, token = score[BLANK], score[TOKEN]
-    before = place[BLANK_TRACE] if blank >= token else place[TOKEN_TRACE]
-    total = join(rules, blank, token) + e[separator] + rules.sil_score
-    if node >= 0:
-        total += rules.unk_score + rules.unk_letter_score * trie.depth[node] - trie.look[node]
-    else:
-        total -= rules.unknown_look
-    log10, lm = _recall(pool, arcs, place[LM], rules.unknown_row)
-    gain, hot_state = query(hot, place[HOT], 0)
-    total += rules.lm_weight * log10 + gain
-    if total > pool.best[0] - rules.threshold:
-        history = mix(place[HISTORY], mix(node, np.int64(UNKNOWN_WORD)))
-        root = np.int64(ROOT)
-        _reach(
-            pool, rules, total, before, separator, UNKNOWN_WORD, log10, lm, hot_state, root, history
-        )

@@ -2,8 +2,9 @@
 
 Goes in: a lexicon file, or a list of words, and the model's tokens. Goes out: a ``Lexicon``, and a
 ``Trie`` of arrays. Each line of a file is ``WORD<TAB>W O R D |`` (flashlight's form) or just a
-word, which is then spelled by its letters or by SentencePiece. Spellings in pieces have no ``|``.
-Several spellings of one word, and several words of one spelling, are fine.
+word, which is then spelled by its letters or by SentencePiece. Spellings in pieces have no ``|``,
+and say which letters the word has: a search takes all pieces that make these. Several spellings of
+one word, and several words of one spelling, are fine.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from w2vtool.decoder.lm import LanguageModel
 from w2vtool.errors import DataError, shortened
 from w2vtool.text import WORD_END, letter_name
-from w2vtool.tokens import Tokens
+from w2vtool.tokens import WORD_BEGIN, Tokens
 
 
 class Lexicon(NamedTuple):
@@ -43,17 +44,20 @@ class Trie(NamedTuple):
 
 
 def separator(tokens: Tokens) -> int:
-    """The id of ``|``, which ends every word; -1 if the tokens have none, as word pieces do."""
-    return tokens.symbols.index(WORD_END) if WORD_END in tokens.symbols else -1
+    """The id of ``|``, which ends every word; -1 for word pieces, where it is a letter."""
+    if tokens.kind == "sentencepiece" or WORD_END not in tokens.symbols:
+        return -1
+    return tokens.symbols.index(WORD_END)
 
 
 def letter_ids(tokens: Tokens) -> dict[str, int]:
     """Symbols that words are made of: neither blank, nor ``|``, nor specials like ``<unk>``."""
+    closing = separator(tokens)
     return {
         symbol: index
         for index, symbol in enumerate(tokens.symbols)
         if index != tokens.blank
-        and symbol != WORD_END
+        and index != closing
         and not (len(symbol) > 2 and symbol[0] == "<" and symbol[-1] == ">")
     }
 
@@ -114,6 +118,40 @@ def unknown_words(lexicon: Lexicon, lm: LanguageModel) -> tuple[str, ...]:
     return unknown
 
 
+def pieces(word: str, tokens: Tokens) -> list[str]:
+    """How SentencePiece spells a word; the fewest pieces where its model is not at hand.
+
+    Letters that no piece has stand alone.
+    """
+    if tokens.model:
+        return tokens.pieces(word)
+    usable, text = letter_ids(tokens), WORD_BEGIN + word
+    best: list[list[str] | None] = [[]]
+    for end in range(1, len(text) + 1):
+        ways = [
+            [*before, text[begin:end]]
+            for begin in range(end)
+            if (before := best[begin]) is not None and text[begin:end] in usable
+        ]
+        best.append(min(ways, key=len, default=None))
+    return best[-1] or list(text)
+
+
+def strange_letters(text: str, tokens: Tokens) -> list[str]:
+    """Letters of words that no token, and no pieces, can spell, in code point order."""
+    if tokens.kind != "sentencepiece":
+        return tokens.unknown(text) if text else []
+    usable = letter_ids(tokens)
+    found = {
+        letter
+        for word in text.split()
+        for piece in pieces(word, tokens)
+        if piece not in usable
+        for letter in piece
+    }
+    return sorted(found - {WORD_BEGIN})
+
+
 def build_trie(lexicon: Lexicon, score_W: np.ndarray | None = None) -> Trie:
     """Arrange a lexicon as a trie whose nodes know the best score of a word below (or 0).
 
@@ -161,13 +199,14 @@ def build_trie(lexicon: Lexicon, score_W: np.ndarray | None = None) -> Trie:
 
 def _build(rows: Iterable[tuple[str, str]], tokens: Tokens) -> Lexicon:
     ids = letter_ids(tokens)
-    if WORD_END in tokens.symbols:
+    closing = separator(tokens) >= 0
+    if closing:
         ids[WORD_END] = separator(tokens)
     entries: dict[tuple[str, tuple[int, ...]], None] = {}
     problems = []
     for where, line in rows:
         word, symbols = _split(line, tokens)
-        problem = _problem(line, word, symbols, ids)
+        problem = _problem(word, symbols, ids, closing)
         if problem:
             problems.append(f"{where}: {problem}")
         else:
@@ -185,20 +224,20 @@ def _split(line: str, tokens: Tokens) -> tuple[str, list[str]]:
     word, *symbols = line.split() or [""]
     if symbols or "\t" in line.rstrip("\r\n"):
         return word, symbols
-    if tokens.model:
-        return word, [tokens.symbols[i] for i in tokens.encode(word)]
-    return word, [*word, *([WORD_END] if WORD_END in tokens.symbols else [])]
+    if tokens.kind == "sentencepiece":
+        return word, pieces(word, tokens)
+    return word, [*word, WORD_END]
 
 
-def _problem(line: str, word: str, symbols: list[str], ids: dict[str, int]) -> str:
-    """What is wrong with a line; empty if nothing is."""
+def _problem(word: str, symbols: list[str], ids: dict[str, int], closing: bool) -> str:
+    """What is wrong with a line; empty if nothing is. ``closing``: spellings end with ``|``."""
     if not symbols:
         return f"no spelling after {word!r}"
-    if symbols == [WORD_END]:
+    if symbols == [WORD_END if closing else WORD_BEGIN]:
         return f"the spelling of {word!r} has no letters"
-    if WORD_END in ids and symbols[-1] != WORD_END:
+    if closing and symbols[-1] != WORD_END:
         return f"the spelling of {word!r} does not end with {WORD_END!r}"
-    if WORD_END in symbols[:-1]:
+    if closing and WORD_END in symbols[:-1]:
         return f"{WORD_END!r} inside of {word!r}"
     unknown = [symbol for symbol in dict.fromkeys(symbols) if symbol not in ids]
     if unknown:

@@ -23,6 +23,7 @@ from w2vtool.decoder.beams import (
     HISTORY,
     HOT,
     IN_WORD,
+    LAST,
     LM,
     NODE,
     TOKEN,
@@ -35,7 +36,9 @@ from w2vtool.decoder.greedy import Hypothesis, Span
 from w2vtool.decoder.options import BeamOptions
 from w2vtool.decoder.search_space import Space
 from w2vtool.text import WORD_END
+from w2vtool.tokens import WORD_BEGIN
 
+_MARKS = (WORD_END, WORD_BEGIN)
 Finals = Callable[[np.ndarray], np.ndarray]  # states to log10 P(</s> | state)
 Score = Callable[[int, int], tuple[float, int]]  # (state, row of a word) to log10 and next state
 
@@ -169,15 +172,17 @@ def _paid(space: Space, options: BeamOptions, node: int) -> float:
 def _completed(
     space: Space, options: BeamOptions, place: np.ndarray, top: float, trace: int, score: Score
 ) -> Iterator[End]:
-    """The words that a separator would complete in a slot."""
-    lm, hot_state, node, history = place[[LM, HOT, NODE, HISTORY]].tolist()
-    if space.separator < 0:
+    """The words that a slot would complete if it ended here, for pieces; else, after a ``|``."""
+    lm, hot_state, node, last, history = place[[LM, HOT, NODE, LAST, HISTORY]].tolist()
+    if space.by_tokens or (space.separator < 0 and space.size[last] == 0):
         return
-    rows: list[int] = []
-    if node >= 0:
+    ends = [node] if node >= 0 else []
+    if ends and space.separator >= 0:
         below = range(space.child_begin[node], space.child_end[node])
-        for child in (c for c in below if space.token[c] == space.separator):
-            rows = space.node_words[space.word_begin[child] : space.word_begin[child + 1]].tolist()
+        ends = [child for child in below if space.token[child] == space.separator]
+    rows: list[int] = []
+    for end in ends:
+        rows = space.node_words[space.word_begin[end] : space.word_begin[end + 1]].tolist()
     for row in rows:
         log10, next_lm = score(lm, int(space.lm_row[row]))
         gain, next_hot = hot.step(space.hot, hot_state, int(space.hot_row[row]))
@@ -225,7 +230,8 @@ def read(space: Space, trace: Trace, end: End) -> Text:
 def _word(space: Space, row: int, tokens: list[int]) -> str:
     if row >= 0:
         return space.words[row]
-    return "".join(space.tokens.symbols[token] for token in tokens if token != space.separator)
+    text = "".join(space.tokens.symbols[token] for token in tokens if token != space.separator)
+    return text.replace(WORD_BEGIN, "") if space.separator < 0 else text
 
 
 def transcript(space: Space, text: Text) -> str:
@@ -278,13 +284,13 @@ def token_spans(
 
 
 def _word_spans(space: Space, text: Text, spans: tuple[Span, ...]) -> tuple[Span, ...]:
-    """Words, from the first letter to the last; without ``|``."""
+    """Words, from the first letter to the last; without ``|`` and a ``▁`` that stands alone."""
     if space.by_tokens:
         return tuple(_token_words(space, spans))
     found = []
     afters = (*text.firsts[1:], len(spans))
     for word, first, after in zip(text.words, text.firsts, afters, strict=False):
-        own = [span for span in spans[first:after] if span.text != WORD_END]
+        own = [span for span in spans[first:after] if span.text not in _MARKS]
         found.append(Span(word, own[0].begin, own[-1].end))
     return tuple(found)
 
@@ -293,10 +299,11 @@ def _token_words(space: Space, spans: tuple[Span, ...]) -> Iterator[Span]:
     """Words of a search over tokens: what lies between separators, or before a new beginning."""
     word: list[Span] = []
     for span in (*spans, Span(WORD_END, 0, 0)):
-        if word and (span.text == WORD_END or span.text.startswith("▁")):
-            letters = "".join(part.text for part in word).lstrip("▁")
+        if word and (span.text == WORD_END or span.text.startswith(WORD_BEGIN)):
+            letters = "".join(part.text for part in word).lstrip(WORD_BEGIN)
+            heard = [part for part in word if part.text != WORD_BEGIN]
             if letters:
-                yield Span(letters, word[0].begin, word[-1].end)
+                yield Span(letters, heard[0].begin, heard[-1].end)
             word = []
         if span.text != WORD_END:
             word.append(span)

@@ -8,59 +8,49 @@ both engines. The modes differ only in what is planted:
   left to at any letter, at the cost of an unknown word.
 - tokens: every token is a word of its own, so the language model is one of tokens.
 
-Nodes: 0 is the root. Where tokens have a ``|``, it ends every word and leads to the root. Where
-they have none, the end of a word leads to a root of its last token, because the same token may only
-follow after a blank: one more root a token, from ``first_root`` on, with the root's children. Words
-off the trie are in nodes with negative numbers, hashes of the letters so far.
+Nodes: 0 is the root. Where tokens have a ``|``, it ends every word and leads to the root. Word
+pieces have none: there a word ends with any piece that makes it whole, and leads to a root of this
+last piece, because the same one may only follow after a blank: one more root a piece, from
+``first_root`` on, with the root's children. In an open search the next word then begins with a
+piece that begins with ``▁``. Words off the trie are in nodes with negative numbers: hashes of the
+letters so far, plus the last token's ``salt`` (see ``planting``).
 """
 
-# N nodes   W words   V tokens
+# N nodes   W words   E entries
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from w2vtool.decoder import hotwords as hot
 from w2vtool.decoder import lexicon as lexicons
+from w2vtool.decoder import planting
 from w2vtool.decoder.hotwords import Arcs
 from w2vtool.decoder.lexicon import Lexicon, letter_ids, separator, unknown_words
 from w2vtool.decoder.lm import LanguageModel, NGram
 from w2vtool.decoder.ngram import UNKNOWN
 from w2vtool.decoder.options import BeamOptions
-from w2vtool.errors import ConfigError, DataError
+from w2vtool.decoder.planting import ROOT, Nodes, Spelling
+from w2vtool.errors import ConfigError, DataError, shortened
 from w2vtool.text import WORD_END
-from w2vtool.tokens import Tokens
+from w2vtool.tokens import WORD_BEGIN, Tokens
 
-ROOT = 0
 _SHOWN = 20
 
 
-@dataclass(frozen=True, eq=False)
-class Space:
-    """See above. Children of a node: ``child_begin[n] <= child < child_end[n]``; looks are nats."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Space(Nodes, Spelling):
+    """See above."""
 
     tokens: Tokens
     separator: int  # id of "|" where it ends words, else -1
     silence: int  # id of "|" in any mode, -1 without: its frames get sil_score
     open: bool
     words: tuple[str, ...]
-    child_begin: np.ndarray  # int32 [N]
-    child_end: np.ndarray  # int32 [N]
-    token: np.ndarray  # int32 [N], what leads to the node; -1 for a root without "|"
-    look: np.ndarray  # float64 [N], the best word below is worth this much; 0 for roots
-    depth: np.ndarray  # int32 [N], letters on the way
-    word_begin: np.ndarray  # int32 [N + 1], rows of node_words that end in the node
-    node_words: np.ndarray  # int32, rows of words
-    fan: np.ndarray  # int32 [N], candidates that a slot in the node can make on the trie, at most
-    first_root: int
-    landing: np.ndarray  # int32 [V], the node after a word that ends in the token
-    root_child: np.ndarray  # int32 [V], the root's child, or -1
-    letters: np.ndarray  # int32, tokens that unknown words are made of
     lm_row: np.ndarray  # int32 [W], rows of words in the language model
     unknown_row: int
     hot_row: np.ndarray  # int32 [W], rows of words in the hot phrases
@@ -74,7 +64,7 @@ class Space:
     @property
     def by_tokens(self) -> bool:
         """Whether every token is a word of its own."""
-        return self.separator < 0 and len(self.letters) == 0
+        return not (self.may_begin | self.may_follow).any()
 
     def bonus(self, options: BeamOptions) -> float:
         """The most that the end of a word can bring, beside what was paid in advance."""
@@ -82,6 +72,21 @@ class Space:
             return math.inf
         most = float(self.hot.score.max(initial=0.0)) - float(self.hot.last.min(initial=0.0))
         return most + options.word_score
+
+    def most_letter(self, options: BeamOptions) -> float:
+        """The most that the letters of one token can bring to an unknown word."""
+        sizes = self.size[self.may_begin | self.may_follow]
+        return float((options.unk_letter_score * sizes).max(initial=-math.inf))
+
+    def most_unknown(self, options: BeamOptions) -> float:
+        """The most that an unknown word's end can bring beyond what was paid, with its last token.
+
+        Where a separator ends words, nothing: then the last letter is not yet the end.
+        """
+        if self.separator >= 0:
+            return 0.0
+        paid = options.lm_weight * self.unknown_log10
+        return max(0.0, self.bonus(options) - options.word_score - paid)
 
     def is_root(self, node_N: np.ndarray) -> np.ndarray:
         """Whether nodes are between words."""
@@ -103,25 +108,28 @@ def build(
     _check(tokens, lexicon, options)
     phrases = _phrases(hotwords, tokens, lexicon, options)
     unknown = unknown_words(lexicon, lm) if lexicon and lm and options.mode != "tokens" else ()
-    lexicon = _entries(tokens, lexicon, lm, options, phrases)
-    words = tuple(dict.fromkeys(lexicon.words))
+    entries = _entries(tokens, lexicon, lm, options, phrases)
+    words = tuple(dict.fromkeys(entries.words))
     rows = {word: row for row, word in enumerate(words)}
     lm_row, unknown_row, log10_W, unknown_log10 = _language(lm, words)
     hot_row, arcs = _hot(phrases, rows)
     gain_W = np.array([hot.step(arcs, 0, row)[0] if row else 0.0 for row in hot_row.tolist()])
     value_W = options.lm_weight * log10_W + gain_W
-    entry_rows = np.array([rows[word] for word in lexicon.words], np.int32)
-    free = [] if options.mode == "tokens" else sorted(letter_ids(tokens).values())
+    row_E = np.array([rows[word] for word in entries.words], np.int32)
+    single, free = options.mode == "tokens", options.mode == "open"
+    spelled = planting.spelling(tokens, single=single)
+    nodes = planting.plant(
+        entries, row_E, value_W[row_E], tokens, spelled, single=single, free=free
+    )
     hot_start = 0
-    if options.mode == "tokens" and WORD_END in rows:
+    if single and WORD_END in rows and separator(tokens) >= 0:
         hot_start = hot.step(arcs, 0, int(hot_row[rows[WORD_END]]))[1]
     return Space(
         tokens=tokens,
-        separator=-1 if options.mode == "tokens" else separator(tokens),
+        separator=-1 if single else separator(tokens),
         silence=separator(tokens),
-        open=options.mode == "open",
+        open=free,
         words=words,
-        letters=np.array(free, np.int32),
         lm_row=lm_row,
         unknown_row=unknown_row,
         hot_row=hot_row,
@@ -131,7 +139,8 @@ def build(
         hot_start=hot_start,
         unknown_log10=unknown_log10,
         unknown=unknown,
-        **_plant(lexicon, entry_rows, value_W[entry_rows], tokens, options.mode == "tokens"),
+        **vars(spelled),
+        **vars(nodes),
     )
 
 
@@ -140,9 +149,9 @@ def _check(tokens: Tokens, lexicon: Lexicon | None, options: BeamOptions) -> Non
         raise ConfigError("a beam search without a lexicon", hint="give one, or mode=open")
     if lexicon is not None and options.mode == "tokens":
         raise ConfigError("a search over tokens has no use for a lexicon", hint="leave it away")
-    if options.mode == "open" and separator(tokens) < 0:
+    if options.mode == "open" and not planting.spelling(tokens).may_begin.any():
         raise DataError(
-            f"the tokens have no word separator {WORD_END!r}, which the open search needs",
+            f"no token begins a word: no piece begins with {WORD_BEGIN!r}",
             hint="give a lexicon, or a language model of tokens (mode=tokens)",
         )
 
@@ -156,7 +165,7 @@ def _phrases(
     listed = set(lexicon.words) if lexicon else set()
     for phrase, weight in hotwords.items():
         strange = " ".join(word for word in phrase.split() if word not in listed)
-        wrong = tokens.unknown(strange) if strange else []
+        wrong = lexicons.strange_letters(strange, tokens)
         if not phrase.split() or wrong:
             why = f"no token for {' '.join(wrong)}" if wrong else "no letters"
             problems.append(f"{phrase!r}: {why}")
@@ -191,15 +200,46 @@ def _entries(
         return Lexicon(tuple(tokens.symbols[i] for i in ids), tuple((i,) for i in ids))
     listed = lexicon or Lexicon((), ())
     there = set(listed.words)
-    wanted = dict.fromkeys(word for phrase in phrases for word in phrase)
+    wanted = dict.fromkeys(word for phrase in phrases for word in phrase if word not in there)
+    more = lexicons.from_words(wanted, tokens) if wanted else Lexicon((), ())
+    listed = Lexicon(listed.words + more.words, listed.spellings + more.spellings)
+    known: list[str] = []
     if options.mode == "open" and lm is not None:
-        letters = letter_ids(tokens)
-        wanted |= dict.fromkeys(w for w in lm.vocabulary() if all(c in letters for c in w))
-    added = [word for word in wanted if word not in there]
-    if not added:
-        return listed
-    more = lexicons.from_words(added, tokens)
+        there |= set(wanted)
+        known = [word for word in lm.vocabulary() if word not in there]
+    if tokens.kind == "sentencepiece":
+        return _by_letters(listed, known, tokens, options.mode == "open")
+    letters = letter_ids(tokens)
+    known = [word for word in known if all(letter in letters for letter in word)]
+    more = lexicons.from_words(known, tokens) if known else Lexicon((), ())
     return Lexicon(listed.words + more.words, listed.spellings + more.spellings)
+
+
+def _by_letters(listed: Lexicon, known: list[str], tokens: Tokens, free: bool) -> Lexicon:
+    """Words spelled by letters, for pieces: ``▁`` first, then whatever pieces make.
+
+    Raises DataError for spellings that an open search could not tell from parts of other words.
+    """
+    spelled = ["".join(tokens.symbols[token] for token in ids) for ids in listed.spellings]
+    if free:
+        strange = [
+            f"{word!r}: {text}"
+            for word, text in zip(listed.words, spelled, strict=True)
+            if not text.startswith(WORD_BEGIN) or WORD_BEGIN in text[1:] or text == WORD_BEGIN
+        ]
+        if strange:
+            raise DataError(
+                "\n  ".join(
+                    ["spellings that do not begin with '▁', or not only", *shortened(strange)]
+                ),
+                hint="one word a line and its pieces from the first on; or --search lexicon",
+            )
+    spelled += [WORD_BEGIN + word for word in known]
+    paths = planting.letters(spelled, tokens)
+    entries = dict.fromkeys(
+        (word, path) for word, path in zip([*listed.words, *known], paths, strict=True) if path
+    )
+    return Lexicon(tuple(word for word, _ in entries), tuple(path for _, path in entries))
 
 
 def _language(
@@ -237,52 +277,3 @@ def _hot(
         hot_row[rows[word]] = number
     numbered = {tuple(own[word] for word in phrase): value for phrase, value in phrases.items()}
     return hot_row, hot.automaton(numbered, len(own) + 1)
-
-
-def _plant(
-    lexicon: Lexicon, row_E: np.ndarray, value_E: np.ndarray, tokens: Tokens, single: bool
-) -> dict[str, Any]:
-    """The trie's part of a Space; ``row_E`` and ``value_E`` are of the lexicon's entries."""
-    if lexicon.words:
-        trie = lexicons.build_trie(lexicon, value_E)
-    else:
-        none = np.zeros(0, np.int64)
-        trie = lexicons.Trie(np.ones(2, int), np.array([-1]), np.zeros(1), np.zeros(2, int), none)
-    begin, end = trie.first[:-1], trie.first[1:]
-    nodes = len(trie.token)
-    token, look = trie.token.copy(), trie.score.copy()
-    look[ROOT] = 0.0
-    depth = np.zeros(nodes, np.int32)
-    level = slice(0, 1)
-    while level.start < level.stop:
-        level = slice(begin[level.start], end[level.stop - 1])
-        depth[level.start :] += 1
-    own = np.diff(trie.first_word)
-    fan = np.array([0]) if nodes == 1 else np.add.reduceat(np.append(1 + own, 0), begin)
-    fan = np.where(begin < end, fan, 0)
-    root_child = np.full(len(tokens), -1)
-    root_child[token[begin[ROOT] : end[ROOT]]] = np.arange(begin[ROOT], end[ROOT])
-    landing = np.zeros(len(tokens), np.int64)
-    if separator(tokens) >= 0 and not single:
-        token[ROOT] = separator(tokens)
-    else:  # a root for every last token
-        lasts = np.unique(token[np.flatnonzero(own)])
-        landing[lasts] = nodes + np.arange(len(lasts))
-        copies = np.zeros(len(lasts), int)
-        token, look = np.append(token, lasts), np.append(look, copies)
-        begin, end = np.append(begin, begin[copies]), np.append(end, end[copies])
-        fan, depth = np.append(fan, fan[copies]), np.append(depth, copies)
-        own = np.append(own, copies)
-    return {
-        "child_begin": begin.astype(np.int32),
-        "child_end": end.astype(np.int32),
-        "token": token.astype(np.int32),
-        "look": look.astype(np.float64),
-        "depth": depth.astype(np.int32),
-        "word_begin": np.append(0, np.cumsum(own)).astype(np.int32),
-        "node_words": np.asarray(row_E)[trie.words].astype(np.int32),
-        "fan": fan.astype(np.int32),
-        "first_root": nodes,
-        "landing": landing.astype(np.int32),
-        "root_child": root_child.astype(np.int32),
-    }

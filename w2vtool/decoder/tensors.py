@@ -20,7 +20,7 @@ from w2vtool.decoder.beams import MULTIPLIER, SHIFT
 from w2vtool.decoder.hotwords import Arcs
 from w2vtool.decoder.ngram import UNKNOWN, LanguageModel
 from w2vtool.decoder.options import BeamOptions
-from w2vtool.decoder.search_space import ROOT, Space
+from w2vtool.decoder.search_space import Space
 
 Query = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -34,7 +34,7 @@ class Map(NamedTuple):
     child_begin: Tensor
     children: Tensor  # [N], how many
     token: Tensor
-    inner: Tensor  # [N], look of nodes that have children, else -inf
+    inner: Tensor  # [N], look of nodes that words go on from, else -inf
     final: Tensor  # [N], the most that the end of a word can bring, -inf where none ends
     worth: Tensor  # [N], the better one, with the score of "|"
     hope: Tensor  # [N], the best worth of a child
@@ -45,9 +45,16 @@ class Map(NamedTuple):
     landing: Tensor
     lm_row: Tensor
     hot_row: Tensor
-    child_keys: Tensor  # node * tokens + token of every child, ascending
+    child_keys: Tensor  # group * tokens + token of every child, ascending
     has_end: Tensor  # bool [N], whether a separator may follow
-    is_letter: Tensor  # bool [V]
+    group: Tensor
+    spelled: Tensor
+    may_begin: Tensor
+    may_follow: Tensor
+    size: Tensor
+    power: Tensor
+    code: Tensor
+    salt: Tensor
 
 
 def at(x: Tensor, rows: Tensor) -> Tensor:
@@ -70,39 +77,34 @@ def to_map(space: Space, options: BeamOptions, device: torch.device) -> Map:
     """What the search reads, on a device."""
     arrays = {name: getattr(space, name) for name in Map._fields if hasattr(space, name)}
     children = space.child_end - space.child_begin
-    inner = np.where(children > 0, space.look, -np.inf)
+    inner = np.where(space.inner, space.look, -np.inf)
     final = np.where(np.diff(space.word_begin) > 0, space.bonus(options), -np.inf)
     worth = np.maximum(inner, final) + options.sil_score * (space.token == space.silence)
-    hope = np.full(len(worth), -np.inf)
-    counts = children[: space.first_root]
-    parents = np.repeat(np.arange(len(counts)), counts)
+    groups, first = np.unique(space.group, return_index=True)
+    parents = np.repeat(groups, children[first])
+    hope = np.full(groups[-1] + 1, -np.inf)
     np.maximum.at(hope, parents, worth[1 : 1 + len(parents)])
-    hope[space.first_root :] = hope[ROOT]
     keys = parents * len(space.tokens) + space.token[1 : 1 + len(parents)]
     has_end = np.zeros(len(space.token), bool)
     if space.separator >= 0:
         has_end[parents[space.token[1 : 1 + len(parents)] == space.separator]] = True
-    is_letter = np.zeros(len(space.tokens), bool)
-    is_letter[space.letters] = True
     arrays |= {
         "children": children,
         "inner": inner,
         "final": final,
         "worth": worth,
-        "hope": hope,
+        "hope": hope[space.group],
         "child_keys": keys,
         "has_end": has_end,
-        "is_letter": is_letter,
     }
     return Map(**{name: _tensor(array, device) for name, array in arrays.items()})
 
 
-def child(m: Map, node_c: Tensor, token_c: Tensor, tokens: int, first_root: int) -> Tensor:
+def child(m: Map, node_c: Tensor, token_c: Tensor, tokens: int) -> Tensor:
     """The child of each node under a token, or -1; nodes off the trie have none."""
     if not len(m.child_keys):
         return torch.full_like(node_c, -1)
-    node_c = torch.where(node_c >= first_root, 0, node_c)  # all roots have the same children
-    key_c = node_c * tokens + token_c
+    key_c = m.group[node_c.clamp(min=0)] * tokens + token_c
     place_c = torch.searchsorted(m.child_keys, key_c).clamp_(max=len(m.child_keys) - 1)
     there_c = (node_c >= 0) & (m.child_keys[place_c] == key_c)
     return torch.where(there_c, place_c + 1, -1)  # the root is no child

@@ -323,6 +323,7 @@ TASK = Task(
         "--beam": "beam.width",
         "--beam-engine": "beam.engine",
         "--lm-weight": "beam.lm_weight",
+        "--lm-units": "beam.lm_units",
         "--word-score": "beam.word_score",
         "--hotwords": "hotwords",
         "--hotword-weight": "hotword_weight",

@@ -40,6 +40,11 @@ class LmTrainConfig(Config):
     case: Literal["upper", "lower", "keep"] = knob(
         "keep", "Case that the text is brought to; it must be that of the transcripts."
     )
+    tokens: Path | None = knob(
+        None,
+        "Checkpoint, SentencePiece model or list of letters: the model is one of these tokens, for "
+        "decode --search tokens.",
+    )
     words: Path | None = knob(None, "Also write the words, one a line: a lexicon for decode.")
     estimator: Literal["auto", "numpy", "lmplz"] = knob(
         "auto",
@@ -126,6 +131,14 @@ def with_lmplz(config: LmTrainConfig, folder: Path, run: Run) -> Model:
 
 
 def lines(config: LmTrainConfig) -> Iterator[str]:
+    """Sentences of all inputs, in the case asked for; in tokens, if these are asked for."""
+    from w2vtool import lm_units
+
+    texts = sentences(config)
+    yield from texts if config.tokens is None else lm_units.spelled(texts, config.tokens)
+
+
+def sentences(config: LmTrainConfig) -> Iterator[str]:
     """Sentences of all inputs, in the case asked for."""
     from w2vtool import manifest
     from w2vtool.decoder.lm_train import read_lines
@@ -148,6 +161,7 @@ TASK = Task(
         "--order": "order",
         "--prune": "prune",
         "--case": "case",
+        "--tokens": "tokens",
         "--words": "words",
     },
     inputs="text",

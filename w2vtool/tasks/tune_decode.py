@@ -49,7 +49,9 @@ class TuneDecodeConfig(SearchConfig):
     random: int = knob(24, "So many of them at random; then steps around the best.", ge=1)
     objective: Literal["wer", "cer"] = knob("wer", "What is made small.")
     seed: int = knob(1, "Seed of the points.", ge=0)
-    lm_weight: tuple[float, float] = knob((0.0, 5.0), "Range; searched with a language model.")
+    lm_weight: tuple[float, float] = knob(
+        (0.0, 5.0), "Range, in beam.lm_units; searched with a language model."
+    )
     word_score: tuple[float, float] = knob((-4.0, 4.0), "Range.", unit="nats")
     unk_score: tuple[float, float] = knob((-12.0, 0.0), "Range; search: open.", unit="nats")
     unk_letter_score: tuple[float, float] = knob((-3.0, 0.0), "Range; search: open.", unit="nats")
@@ -255,7 +257,10 @@ def report(
     )
     snippet = f"# {100 * best.words.rate:.2f} % WER on what it was tuned on, {len(trials)} trials\n"
     snippet += "decode:\n  beam:\n"
-    snippet += "".join(f"    {name}: {value}\n" for name, value in best.values.items())
+    values: dict[str, Any] = dict(best.values)
+    if "lm_weight" in values and config.beam.lm_units != "log10":
+        values["lm_units"] = config.beam.lm_units
+    snippet += "".join(f"    {name}: {value}\n" for name, value in values.items())
     write_atomic(run.folder / "best.yaml", snippet)
     run.result(snippet.rstrip("\n"))
     return {
@@ -278,6 +283,7 @@ TASK = Task(
         "--search": "search",
         "--beam": "beam.width",
         "--beam-engine": "beam.engine",
+        "--lm-units": "beam.lm_units",
         "--hotwords": "hotwords",
         "--hotword-weight": "hotword_weight",
         "--trials": "trials",

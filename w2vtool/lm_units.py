@@ -1,0 +1,71 @@
+"""Texts as the tokens of a CTC model, for language models of letters or pieces.
+
+Goes in: texts, and a checkpoint, a SentencePiece model or a list of letters. Goes out: texts whose
+tokens stand apart, spelled by the checkpoint's rules: ``T H I S | I S |`` or ``▁TH IS ▁IS``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from w2vtool.errors import ConfigError, DataError
+from w2vtool.text import letter_name
+from w2vtool.tokens import Tokens
+
+log = logging.getLogger(__name__)
+_SHOWN = 10
+
+
+def open_tokens(path: Path) -> tuple[Tokens, Callable[[str], str]]:
+    """The tokens of a checkpoint, with its rules for texts; or of a file, with none.
+
+    Raises ConfigError for a checkpoint without tokens, DataError and CheckpointError for what
+    cannot be read.
+    """
+    from w2vtool import checkpoint
+
+    if path.suffix == ".model":
+        return Tokens.from_sentencepiece(path), str
+    if path.is_file():
+        return Tokens.from_dictionary(path), str
+    spec = checkpoint.load(path).spec
+    if spec.tokens is None:
+        raise ConfigError(
+            "a pre-trained checkpoint has no tokens",
+            where=str(path),
+            hint="give one of finetune-ctc, or the file of tokens train",
+        )
+    return spec.tokens, spec.rules
+
+
+def spelled(texts: Iterable[str], path: Path) -> Iterator[str]:
+    """Texts in tokens, a space between two; those with letters that have none are left out.
+
+    How many, and for which letters, is logged. Raises DataError where none is left.
+    """
+    tokens, rules = open_tokens(path)
+    there = frozenset(tokens.symbols)
+    lacking: Counter[str] = Counter()
+    kept = left = 0
+    for text in texts:
+        symbols = tokens.pieces(rules(text))
+        strange = [symbol for symbol in symbols if symbol not in there]
+        if strange:
+            lacking.update({letter for symbol in strange for letter in symbol})
+            left += 1
+            continue
+        kept += bool(symbols)
+        yield " ".join(symbols)
+    shown = ", ".join(letter_name(letter) for letter, _ in lacking.most_common(_SHOWN))
+    if left and not kept:
+        raise DataError(
+            f"the tokens can spell none of the {left} lines: there is none for {shown}",
+            where=str(path),
+            hint="--case upper or lower, as the transcripts are",
+        )
+    if left:
+        log.warning("left out: %d of %d lines, with letters that have no token: %s",
+                    left, left + kept, shown)  # fmt: skip
