@@ -1,4 +1,4 @@
-"""The beam search against all paths written out, against flashlight, and at its edges."""
+"""The beam search against all paths written out, and at its edges."""
 
 from __future__ import annotations
 
@@ -160,50 +160,6 @@ def test_the_parts_add_up_to_the_score(lm: LanguageModel) -> None:
         plain = BeamOptions(**WIDE, lm_weight=0, sil_score=0.2)
         alone = {text: s for s, text in oracle(logp_TV, None, plain, WORDS)}
         assert found.acoustic == pytest.approx(alone[found.text], abs=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(24))
-def test_wide_search_gives_flashlights_score_and_words(lm: LanguageModel, seed: int) -> None:
-    pytest.importorskip("flashlight.lib.text.decoder")
-    rng = np.random.default_rng(seed)
-    logp_TV = emissions(rng, int(rng.integers(3, 9))).astype(np.float32)
-    options = BeamOptions(**WIDE, **weights(rng), nbest=5)
-    found = Search(TOKENS, LEXICON, lm, options)(logp_TV)
-    theirs = flashlight(logp_TV, lm, options)[: len(found)]
-    assert [h.text for h in found] == [text for _, text in theirs]
-    assert [h.score for h in found] == pytest.approx([score for score, _ in theirs], abs=1e-3)
-
-
-def flashlight(
-    logp_TV: np.ndarray, lm: LanguageModel, options: BeamOptions
-) -> list[tuple[float, str]]:
-    from flashlight.lib.text import decoder as fl
-    from flashlight.lib.text.decoder.kenlm import KenLM
-    from flashlight.lib.text.dictionary import create_word_dict
-
-    words = create_word_dict({word: [[]] for word in (*WORDS, "<unk>")})
-    model = KenLM(str(lm.path), words)
-    trie = fl.Trie(len(TOKENS), SEPARATOR)
-    for word, spelling in zip(LEXICON.words, LEXICON.spellings, strict=True):
-        index = words.get_index(word)
-        trie.insert(list(spelling), index, model.score(model.start(False), index)[1])
-    trie.smear(fl.SmearingMode.MAX)
-    theirs = fl.LexiconDecoderOptions(
-        beam_size=5000,
-        beam_size_token=10,
-        beam_threshold=1e6,
-        lm_weight=options.lm_weight,
-        word_score=options.word_score,
-        unk_score=-math.inf,
-        sil_score=options.sil_score,
-        log_add=False,
-        criterion_type=fl.CriterionType.CTC,
-    )
-    unknown = words.get_index("<unk>")
-    search = fl.LexiconDecoder(theirs, trie, model, SEPARATOR, BLANK, unknown, [], False)
-    logp_TV = np.ascontiguousarray(logp_TV, np.float32)
-    rows = search.decode(logp_TV.ctypes.data, *logp_TV.shape)
-    return [(row.score, " ".join(words.get_entry(w) for w in row.words if w >= 0)) for row in rows]
 
 
 LETTERS = Tokens()

@@ -26,7 +26,8 @@ hypothesis already pays for the likeliest word below its node, which only steers
 
 Why not merge on the word history, as flashlight does: for the same result that takes a beam ten
 times as wide. Lists of more than one hypothesis do need it, and get it (``recombine``). Sums of
-paths are those of one history; of histories in one state the best goes on.
+paths are those of one history; of histories in one state the best goes on, so a sum lacks the paths
+of frames in which another history was better; with ``recombine="history"`` it has all.
 
 Why two engines: numba's is the fastest on a CPU and an extra to install; torch's needs nothing
 else and runs on GPUs; and each is the other's proof.
@@ -121,8 +122,7 @@ class Search:
 
     def finite(self, logp_TV: np.ndarray) -> np.ndarray:
         """Log-probabilities as the engines take them. Raises DataError."""
-        check_emissions(logp_TV, self.tokens)
-        return np.maximum(logp_TV.astype(np.float64), LOWEST)
+        return np.maximum(check_emissions(logp_TV, self.tokens).astype(np.float64), LOWEST)
 
     def start(self) -> Beam:
         """Before the first frame of an utterance."""

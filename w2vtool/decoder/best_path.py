@@ -47,7 +47,7 @@ class BestPathStream:
 
     def step(self, logp_TV: np.ndarray) -> str:
         """Take the next frames; gives the transcript so far. Raises DataError."""
-        check_emissions(logp_TV, self._tokens)
+        logp_TV = check_emissions(logp_TV, self._tokens)
         best_T = logp_TV.argmax(axis=1)
         top_T = logp_TV.max(axis=1, initial=-np.inf).astype(np.float64)
         best_T[np.isneginf(top_T)] = self._tokens.blank

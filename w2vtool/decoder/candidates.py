@@ -108,8 +108,7 @@ def survivors(pool: Candidates, utterances: int, options: BeamOptions) -> Candid
         key = mix(places[:, NODE], places[:, HISTORY])
     else:
         key = mix(mix(places[:, NODE], places[:, LM]), places[:, HOT])
-    bits = 63 - utterances.bit_length()
-    key = (owner << bits) | (key & ((1 << bits) - 1))
+    key = _apart(key, owner, utterances)
     unique, group = torch.unique(key, return_inverse=True)
     # both columns as one, because so few numbers take no longer than half of them
     groups = torch.cat([group, group + len(unique)])
@@ -130,6 +129,15 @@ def _limits(total: Tensor, owner: Tensor, utterances: int, options: BeamOptions)
     best_B = torch.full((utterances,), NEVER, dtype=total.dtype, device=total.device)
     best_B.scatter_reduce_(0, owner, total, "amax")
     return at(best_B - options.threshold, owner)
+
+
+def _apart(key: Tensor, utterance: Tensor, utterances: int) -> Tensor:
+    """Keys of several utterances, which sort as each utterance's own do.
+
+    So equals are told apart in the same way in every batch.
+    """
+    bits = 63 - utterances.bit_length()
+    return (utterance << bits) | ((key >> (64 - bits)) & ((1 << bits) - 1))
 
 
 def _kept(

@@ -8,7 +8,7 @@ type that the beam search shares.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def greedy(logp_TV: np.ndarray, tokens: Tokens) -> Hypothesis:
     ``logp_TV`` holds natural logs; T may be 0. A frame without any finite value counts as blank.
     Raises DataError for a wrong width or NaN.
     """
-    check_emissions(logp_TV, tokens)
+    logp_TV = check_emissions(logp_TV, tokens)
     best_T = logp_TV.argmax(axis=1)
     top_T = logp_TV.max(axis=1, initial=-np.inf).astype(np.float64)
     best_T[np.isneginf(top_T)] = tokens.blank
@@ -57,8 +57,14 @@ def greedy(logp_TV: np.ndarray, tokens: Tokens) -> Hypothesis:
     return Hypothesis(tokens.decode(ids), total, total, 0.0)
 
 
-def check_emissions(logp_TV: np.ndarray, tokens: Tokens) -> None:
-    """Raise DataError unless this is one row of log-probabilities a frame, without NaN or +inf."""
+def check_emissions(logp_TV: Any, tokens: Tokens) -> np.ndarray:
+    """Log-probabilities as an array; tensors of torch, of any type and device, are fine as well.
+
+    Raises DataError unless this is one row of log-probabilities a frame, without NaN or +inf.
+    """
+    if hasattr(logp_TV, "detach"):
+        logp_TV = logp_TV.detach().double().cpu()
+    logp_TV = np.asarray(logp_TV)
     if logp_TV.ndim != 2 or logp_TV.shape[1] != len(tokens):
         raise DataError(
             f"emissions of shape {logp_TV.shape} for {len(tokens)} tokens",
@@ -71,3 +77,4 @@ def check_emissions(logp_TV: np.ndarray, tokens: Tokens) -> None:
             f"first in frame {int(bad_T.argmax())}",
             hint="is the audio finite? float16 or bfloat16 overflow shows like this too",
         )
+    return logp_TV

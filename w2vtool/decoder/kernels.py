@@ -33,6 +33,7 @@ from w2vtool.decoder.planting import ROOT
 MEMO = 4096  # a power of 2
 WIDE = 8  # a node with so many children for each token is asked token by token
 NEW, WORD = PLACES, PLACES + 1  # more columns of a candidate: its new token, the word completed
+PART = 2  # and of its scores: the best of those that make its token score
 
 
 def compiled(function: Any, **given: Any) -> Any:
@@ -97,6 +98,7 @@ class Rules(NamedTuple):
     bonus: float  # the most that a word can bring beyond its look
     most_letter: float  # the most that letters of a token can bring to an unknown word
     most_unknown: float  # and its end, beyond what was paid in advance
+    lift: float  # the most that its first token can bring in advance
     open: bool
     summing: bool
     by_history: bool  # candidates merge only if their words are the same
@@ -112,7 +114,7 @@ class Pool(NamedTuple):
     """Candidates of a frame, and a hash table of their places."""
 
     places: Any  # int64 [capacity, 9]
-    scores: Any  # float64 [capacity, 2]
+    scores: Any  # float64 [capacity, 3]
     log10: Any  # float32 [capacity]
     table: Any  # int32, rows of candidates or -1
     spots: Any  # int64 [capacity], where in the table
@@ -179,7 +181,7 @@ def new_pool(capacity):  # type: ignore[no-untyped-def]
         size *= 2
     return Pool(
         np.empty((capacity, PLACES + 2), np.int64),
-        np.empty((capacity, 2), np.float64),
+        np.empty((capacity, 3), np.float64),
         np.empty(capacity, np.float32),
         np.full(size, -1, np.int32),
         np.empty(capacity, np.int64),
@@ -212,7 +214,7 @@ def _find(pool, by_history, lm, hot, node, history):  # type: ignore[no-untyped-
     places[row, LM], places[row, HOT], places[row, NODE] = lm, hot, node
     places[row, HISTORY] = history
     places[row, BLANK_TRACE] = places[row, TOKEN_TRACE] = places[row, NEW] = -1
-    pool.scores[row, BLANK] = pool.scores[row, TOKEN] = -np.inf
+    pool.scores[row, BLANK] = pool.scores[row, TOKEN] = pool.scores[row, PART] = -np.inf
     return row
 
 
@@ -224,12 +226,12 @@ def reach(  # type: ignore[no-untyped-def]
     row = _find(pool, rules.by_history, lm, hot, node, history)
     there = pool.scores[row, TOKEN]
     pool.places[row, LAST] = token
-    if score > there:
+    if score > pool.scores[row, PART]:
         pool.places[row, TOKEN_TRACE] = before
         pool.places[row, NEW] = token
         pool.places[row, WORD] = word
         pool.log10[row] = log10
-        pool.scores[row, TOKEN] = score
+        pool.scores[row, TOKEN] = pool.scores[row, PART] = score
         if score > pool.best[0] and not rules.summing:
             pool.best[0] = score
     if rules.summing:
@@ -254,7 +256,7 @@ def stay(pool, rules, e, places, scores):  # type: ignore[no-untyped-def]
         row = _find(pool, rules.by_history, places[k, LM], places[k, HOT], node, places[k, HISTORY])
         pool.places[row, LAST] = last
         pool.scores[row, BLANK] = top + e[rules.blank]
-        pool.scores[row, TOKEN] = again
+        pool.scores[row, TOKEN] = pool.scores[row, PART] = again
         pool.places[row, BLANK_TRACE] = trace
         pool.places[row, TOKEN_TRACE] = again_trace
         pool.best[0] = max(pool.best[0], top + e[rules.blank], again)
@@ -315,7 +317,7 @@ def spell(pool, rules, trie, arcs, hot, e, active, place, score):  # type: ignor
     if by_token:
         first, end = 0, len(active)
     # a token below this log-probability is of no use: looks only fall on the way down
-    need = limit - top
+    need = limit - top - (rules.lift if at_root else 0.0)
     if rules.separator < 0:
         need = min(need, need + look - rules.bonus) - max(rules.sil_score, 0.0)
     if e[active[0]] <= need and rules.separator < 0:

@@ -109,7 +109,7 @@ def unknown_words(lexicon: Lexicon, lm: LanguageModel) -> tuple[str, ...]:
     """
     words = tuple(dict.fromkeys(lexicon.words))
     unknown = tuple(word for word in words if not lm.knows(word))
-    if len(unknown) == len(words):
+    if words and len(unknown) == len(words):
         raise DataError(
             f"the language model knows none of the lexicon's {len(words)} words, like {words[0]!r}",
             where=str(lm.path),

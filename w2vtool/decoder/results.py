@@ -126,11 +126,10 @@ def hypotheses(
 def _ranked(total_n: np.ndarray, ends: list[End], options: BeamOptions) -> list[int]:
     """Rows of ends, best first; ends of equal words become one where paths are summed."""
     if options.summing:
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}
         for row, end in enumerate(ends):
-            groups.setdefault(end.history if end.word == IN_WORD else row - len(ends), []).append(
-                row
-            )
+            letters = end.trace if end.word == UNKNOWN_WORD else -1
+            groups.setdefault((end.history, end.word, letters), []).append(row)
         for rows in groups.values():
             rows.sort(key=lambda row: -total_n[row])
             total_n[rows[0]] = np.logaddexp.reduce(total_n[rows])

@@ -88,6 +88,12 @@ class Space(Nodes, Spelling):
         paid = options.lm_weight * self.unknown_log10
         return max(0.0, self.bonus(options) - options.word_score - paid)
 
+    @property
+    def lift(self) -> float:
+        """The most that the first token of a word brings in advance: roots have a look of 0."""
+        first = self.look[self.child_begin[ROOT] : self.child_end[ROOT]]
+        return float(first.max(initial=0.0))
+
     def is_root(self, node_N: np.ndarray) -> np.ndarray:
         """Whether nodes are between words."""
         return (node_N == ROOT) | (node_N >= self.first_root)
@@ -149,7 +155,8 @@ def _check(tokens: Tokens, lexicon: Lexicon | None, options: BeamOptions) -> Non
         raise ConfigError("a beam search without a lexicon", hint="give one, or mode=open")
     if lexicon is not None and options.mode == "tokens":
         raise ConfigError("a search over tokens has no use for a lexicon", hint="leave it away")
-    if options.mode == "open" and not planting.spelling(tokens).may_begin.any():
+    ends = WORD_END in tokens.symbols
+    if options.mode == "open" and not ends and not planting.spelling(tokens).may_begin.any():
         raise DataError(
             f"no token begins a word: no piece begins with {WORD_BEGIN!r}",
             hint="give a lexicon, or a language model of tokens (mode=tokens)",
