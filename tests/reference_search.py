@@ -42,6 +42,7 @@ from w2vtool.text import WORD_END
 NEVER = -math.inf
 TIE = 1e-5  # scores nearer than this may be ordered otherwise by rounding
 Words = tuple[tuple[str, bool], ...]  # each with whether it is known
+Units = tuple[str, ...]  # letters with ``▁`` and ``|``; where every token is a word, its symbol
 
 
 class Way(NamedTuple):
@@ -57,7 +58,7 @@ class Place(NamedTuple):
 
     lm: Any
     hot: tuple[str, ...]
-    letters: tuple[int, ...]
+    letters: Units
     last: int
     words: Words = ()
 
@@ -118,29 +119,36 @@ class Reference:
             return tuple(text.split())
         return (WORD_END, *(s for word in text.split() for s in (*word, WORD_END)))
 
-    def _planted(self) -> dict[tuple[int, ...], list[str]]:
+    def _units(self, *tokens: int) -> Units:
+        """What tokens add to a place: pieces of the same letters are the same."""
+        if self.by_tokens:
+            return tuple(self.tokens.symbols[token] for token in tokens)
+        return tuple(self.task.letters(tokens))
+
+    def _planted(self) -> dict[Units, list[str]]:
         """Spellings, and their words."""
-        symbols, found = self.tokens.symbols, dict[tuple[int, ...], list[str]]()
+        symbols, found = self.tokens.symbols, dict[Units, list[str]]()
         if self.by_tokens:
             usable = [*self.letters, *([self.silence] if self.silence >= 0 else [])]
-            return {(token,): [symbols[token]] for token in usable}
-        entries = list(zip(*self.task.lexicon, strict=True)) if self.task.lexicon else []
-        listed = {word for word, _ in entries}
+            return {(symbols[token],): [symbols[token]] for token in usable}
+        words, spellings = self.task.lexicon or ((), ())
+        entries = [(w, self._units(*ids)) for w, ids in zip(words, spellings, strict=True)]
+        listed = set(words)
         more = [word for phrase in self.phrases for word in phrase]
         if self.options.mode == "open" and self.task.lm:
             spellable = {symbols[token] for token in self.letters}
             more += [word for word in self.task.lm.vocabulary() if set(word) <= spellable]
         for word in more:
             if word not in listed:
-                entries.append((word, tuple(symbols.index(s) for s in (*word, WORD_END))))
+                entries.append((word, (*word, WORD_END)))
         for word, spelling in entries:
             if word not in found.setdefault(spelling, []):
                 found[spelling].append(word)
         return found
 
-    def _looks(self) -> dict[tuple[int, ...], float]:
+    def _looks(self) -> dict[Units, float]:
         """What the likeliest word that begins so is worth at the start of a sentence."""
-        looks: dict[tuple[int, ...], float] = {}
+        looks: dict[Units, float] = {}
         start = self.task.lm.start() if self.task.lm else None
         for spelling, words in self.spelled.items():
             value = max(self._weighed(w, start)[0] + self._gain((), w, True)[0] for w in words)
@@ -150,7 +158,7 @@ class Reference:
         looks[()] = 0.0
         return looks
 
-    def _inside(self, letters: tuple[int, ...]) -> bool:
+    def _inside(self, letters: Units) -> bool:
         """Whether a longer spelling begins so."""
         size = len(letters)
         return any(s[:size] == letters and len(s) > size for s in self.spelled)
@@ -261,7 +269,7 @@ class Reference:
 
     def _spelled(self, place: Place, source: Offer, token: int) -> Iterator[tuple[Place, Offer]]:
         """The places that a new token leads to."""
-        letters, options = (*place.letters, token), self.options
+        letters, options = (*place.letters, *self._units(token)), self.options
         on = place.letters in self.looks
         held = self.looks[place.letters] if on else self.unknown_look
         free = source._replace(score=source.score - held)
@@ -273,9 +281,8 @@ class Reference:
                 yield self._ended(place, free, word, True, token)
         elif options.mode == "open" and token == self.separator:
             unknown = self._unknown(len(place.letters)) if on else 0.0
-            name = "".join(self.tokens.symbols[t] for t in place.letters)
             free = free._replace(score=free.score + unknown)
-            yield self._ended(place, free, name, False, token)
+            yield self._ended(place, free, "".join(place.letters), False, token)
         elif options.mode == "open" and token in self.letters:
             gain = self._unknown(len(letters)) if on else options.unk_letter_score
             score = free.score + self.unknown_look + gain
@@ -331,17 +338,20 @@ class Reference:
         return {place: slots[place] for place in ranked[:width]}
 
     def _ends(self, slots: Slots) -> list[tuple[Place, Offer]]:
-        """Between words; else what only lacks the last ``|``; else without the unfinished word."""
+        """Between words; else words that only lack their end; else without the unfinished word."""
         tops = [(place, self._join(*pair)) for place, pair in slots.items()]
         whole = [(place, top) for place, top in tops if not place.letters]
-        if whole or self.separator < 0:
-            return whole or [self._dropped(*pair) for pair in tops]
-        lacking = []
-        for place, top in tops:
-            for after, offer in self._spelled(place, top, self.separator):
-                if not after.letters:
-                    lacking.append((after, offer))
-        return lacking or [self._dropped(*pair) for pair in tops]
+        lacking = (end for pair in tops for end in self._completed(*pair))
+        return whole or list(lacking) or [self._dropped(*pair) for pair in tops]
+
+    def _completed(self, place: Place, top: Offer) -> Iterator[tuple[Place, Offer]]:
+        if self.separator >= 0:
+            ends = self._spelled(place, top, self.separator)
+            yield from (end for end in ends if not end[0].letters)
+        elif not self.by_tokens:  # pieces: the letters may be a word, and the begin of another
+            _, free = self._dropped(place, top)
+            for word in self.spelled.get(place.letters, ()):
+                yield self._ended(place, free, word, True, place.last)
 
     def _dropped(self, place: Place, top: Offer) -> tuple[Place, Offer]:
         return place, top._replace(score=top.score - self.looks[place.letters])
