@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from w2vtool import engines
 from w2vtool.errors import CheckpointError, DataError
 from w2vtool.parts import REJECTED, Compute
 
@@ -28,6 +29,7 @@ class Squares:
     bad: tuple[int, ...] = ()
     slow: bool = False
     unfit: tuple[int, ...] = ()  # of these rows there is none
+    endless: bool = False  # a number takes until nobody wants it
     lost: bool = False  # it cannot even start
 
     def start(self, device: str) -> Compute:
@@ -57,6 +59,11 @@ class Squares:
             raise DataError(f"{row} cannot be squared", where="numbers.txt:7", hint="leave it out")
         if self.slow:
             time.sleep(1)
+        if self.endless:
+            for _ in range(1000):
+                engines.heed()
+                time.sleep(0.01)
+            (self.notes / "nobody came").touch()
 
     def done(self) -> list[int]:
         """All numbers that were met, as often as they were."""

@@ -222,7 +222,8 @@ def _flag_annotation(ref: TaskRef, task: Task[Any], flag: str) -> Any:
     facts = [key] if flag != f"--{key}" else []
     facts += [unit] if unit else []
     facts += ["required"] if info.is_required() else []
-    facts += [f"default {text(default)}"] if default not in (None, [], ()) and not switch else []
+    if default not in (None, [], ()) and not switch:  # a path as it was written: run:emissions
+        facts.append(f"default {default if isinstance(default, Path) else text(default)}")
     about = f"{info.description or ''} {'[' + '; '.join(facts) + ']' if facts else ''}".strip()
     if switch:
         if flag.startswith("--no-") and f"--{flag[5:]}" in task.flags:

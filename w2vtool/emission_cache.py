@@ -24,7 +24,7 @@ from w2vtool.device import choose
 from w2vtool.emissions import Job, Precision
 from w2vtool.manifest import Utterance
 from w2vtool.parts import Compute
-from w2vtool.run import write_atomic
+from w2vtool.run import check_folder, write_atomic
 
 Kind = Literal["float32", "float16"]
 Made = Iterator[tuple[Utterance, np.ndarray]]
@@ -38,6 +38,10 @@ class Cache:
     folder: Path
     what: Mapping[str, Any]
     kind: Kind = "float32"
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what can be no folder, before the network is asked."""
+        check_folder(self.folder, "--cache")
 
     def path(self, rows: Sequence[Job]) -> Path:
         """Where the log-probabilities of the rows of one part are, or will be."""

@@ -185,7 +185,7 @@ class _Process:
     start: Callable[[], Compute]
     compute: Compute | None = None
     folder: Path
-    cancel: Any
+    cancel: Any = None
 
 
 def _open(work: Work, folder: Path, device: str, jobs: int, cancel: Any, number: Any) -> None:
@@ -224,6 +224,12 @@ def _do(part: Part) -> None:
 
 def _go_on(rows: int) -> None:
     if _Process.cancel.is_set():
+        raise _Cancelled
+
+
+def heed(done: object = None) -> None:
+    """End work within a row where the parent of this process wants no more; long rows call it."""
+    if _Process.cancel is not None and _Process.cancel.is_set():
         raise _Cancelled
 
 

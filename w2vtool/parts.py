@@ -79,13 +79,20 @@ def _sent(
 
 
 def cut(
-    rows: Sequence[Any], what: Mapping[str, Any], identify: Callable[[Any], Mapping[str, Any]]
+    rows: Sequence[Any],
+    what: Mapping[str, Any],
+    identify: Callable[[Any], Mapping[str, Any]],
+    size: int = 0,
 ) -> list[Part]:
-    """Parts of ``PART_ROWS`` rows; ``identify`` says what a row is, ``what`` all that is done."""
+    """Parts of ``size`` rows (0: ``PART_ROWS``).
+
+    ``identify`` says what a row is, ``what`` all that is done.
+    """
+    size = size or PART_ROWS
     head = json.dumps(what, sort_keys=True, default=str).encode()
     return [
-        Part(start // PART_ROWS, rows[start : start + PART_ROWS], partial(_hash, head, identify))
-        for start in range(0, len(rows), PART_ROWS)
+        Part(start // size, rows[start : start + size], partial(_hash, head, identify))
+        for start in range(0, len(rows), size)
     ]
 
 

@@ -52,6 +52,7 @@ BUILT_IN = {
     "tokens train": ("w2vtool.tasks.tokens_train:TASK", "Make letters or SentencePiece pieces."),
     "decode": ("w2vtool.tasks.decode:TASK", "Transcribe audio, with a language model if given."),
     "tune-decode": ("w2vtool.tasks.tune_decode:TASK", "Search for the weights of decode."),
+    "score": ("w2vtool.tasks.score:TASK", "Score and compare transcripts, with intervals."),
     "extract": ("w2vtool.tasks.extract:TASK", "Write the features of chosen layers."),
     "import": ("w2vtool.tasks.import_model:TASK", "Take over a fairseq, HF or torchaudio model."),
     "export": ("w2vtool.tasks.export_model:TASK", "Write a model for fairseq, HF or torchaudio."),

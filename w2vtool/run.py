@@ -180,8 +180,7 @@ class Run:
     def _create(self) -> None:
         """Take the folder: lock it, move an older run out of the way, write what is known."""
         folder, old = self._folder, record(self._folder)
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"not a folder: {folder}", hint="choose another --run-dir")
+        check_folder(folder, "--run-dir")
         # what is hidden is the lock, or what a crash left of the very first file
         if old is None and any(folder.glob("[!.]*")):
             hint = "choose another --run-dir, or move what is there"
@@ -268,6 +267,13 @@ def new_folder(task: str) -> Path:
     return _free(base / _stamp())
 
 
+def check_folder(folder: Path, flag: str) -> None:
+    """Raise ConfigError if a folder cannot be there: it, or one above it, is a file."""
+    there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if there is not None and not there.is_dir():
+        raise ConfigError(f"not a folder: {there}", hint=f"choose another {flag}")
+
+
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write so that a reader, or a crash, never sees half a file; makes the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -280,8 +286,10 @@ def write_atomic(path: Path, data: str | bytes) -> None:
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
         Path(name).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # which disk?
+            error.filename = str(path)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -84,6 +84,43 @@ def summary(pairs: Iterable[tuple[str, str]]) -> Summary:
     return Summary(utterances, words, letters)
 
 
+def alignment(reference: Sequence[str], hypothesis: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of units of a shortest alignment; "" stands where one side has none."""
+    pairs: list[tuple[str, str]] = []
+    for op in Levenshtein.opcodes(reference, hypothesis):
+        said = list(reference[op.src_start : op.src_end])
+        found = list(hypothesis[op.dest_start : op.dest_end])
+        if op.tag == "insert":
+            said = [""] * len(found)
+        elif op.tag == "delete":
+            found = [""] * len(said)
+        pairs += zip(said, found, strict=True)
+    return pairs
+
+
+def aligned(pairs: Iterable[tuple[str, str]], width: int) -> list[str]:
+    """``REF`` and ``HYP`` lines of at most ``width`` letters, and a line that names the errors.
+
+    Words that belong together stand below each other; ``***`` is none (sclite's form).
+    """
+    blocks: list[list[str]] = []
+    for said, found in pairs:
+        cells = [said or "***", found or "***", _kind(said, found)]
+        size = max(map(len, cells))
+        if not blocks or len(blocks[-1][0]) + 1 + size > width:
+            blocks.append(["REF:", "HYP:", "    "])
+        blocks[-1] = [
+            f"{line} {cell:<{size}}" for line, cell in zip(blocks[-1], cells, strict=True)
+        ]
+    return [line.rstrip() for block in blocks for line in block if line.strip()]
+
+
+def _kind(said: str, found: str) -> str:
+    if said == found:
+        return ""
+    return "S" if said and found else "D" if said else "I"
+
+
 def _count(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
     kinds = [op.tag for op in Levenshtein.editops(reference, hypothesis)]
     return Errors(

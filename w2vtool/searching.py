@@ -60,6 +60,11 @@ class BeamConfig(Config):
     merge: Literal["max", "logadd"] = knob(
         "max", "A text is worth its best alignment, or the sum of all."
     )
+    recombine: Literal["auto", "state", "history"] = knob(
+        "auto",
+        "What merges: what the language model cannot tell apart (state), or only what has the same "
+        "words (history); auto: history for n-best lists.",
+    )
     collapse: float = knob(
         1.0,
         "Frames of a blank more probable than this, after such a frame, are not searched.",
@@ -205,7 +210,7 @@ def gather(config: SearchConfig, tokens: Tokens, rules: Rules) -> Material:
     from w2vtool.decoder import lexicon, lm
 
     name = search_name(config)
-    _check_options(config, name)
+    check_options(config)
     hotwords = {rules(phrase): weight for phrase, weight in read_hotwords(config).items()}
     if name == "greedy":
         return Material(name, tokens, None, None, {})
@@ -216,14 +221,18 @@ def gather(config: SearchConfig, tokens: Tokens, rules: Rules) -> Material:
     return Material(name, tokens, words, model, hotwords)
 
 
-def _check_options(config: SearchConfig, name: str) -> None:
+def check_options(config: SearchConfig) -> None:
+    """Raise ConfigError for options that do not go together; opens nothing."""
+    name = search_name(config)
     given = {key: getattr(config, key) for key in ("lm", "lexicon", "hotwords")}
     if name == "greedy" and (useless := [key for key, value in given.items() if value]):
-        useless = ["neither lm nor lexicon"] if useless != ["hotwords"] else ["no hotwords"]
+        only = useless == ["hotwords"]
         raise ConfigError(
-            f"search: greedy uses {useless[0]}",
+            f"search: greedy uses {'no hotwords' if only else 'neither lm nor lexicon'}",
             where="decode.search",
-            hint="--search open prefers hotwords, and needs no lexicon",
+            hint="--search open prefers hotwords, and needs no lexicon"
+            if only
+            else "leave --search away, and what is given decides",
         )
     if name == "lexicon" and config.lexicon is None:
         raise ConfigError(

@@ -1,8 +1,10 @@
-"""N-best lists, hotwords, times, long audio, kept log-probabilities and tuned weights."""
+"""N-best lists, hotwords, times, long audio, files, kept log-probabilities and tuned weights."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import soundfile
 import toys
 import yaml
 
-from w2vtool import emissions
+from w2vtool import console, emissions, long_audio
+from w2vtool.tasks import decode as decode_task
 
 W2v = Callable[..., Any]
 WORDS = ("ONE", "TWO", "NO", "GO", "STOP")
@@ -179,6 +182,7 @@ CHANGES = [
     ("--search", "open", "beam.merge=logadd"),
     ("--lm-weight", "0.5"),
     ("beam.collapse=0.5",),
+    ("beam.recombine=history",),
     ("--hotwords", "GO", "--hotword-weight", "0.5"),
     ("--cache", "kept", "cache_precision=float16"),
 ]
@@ -325,6 +329,106 @@ def test_a_stream_without_seams_is_the_whole_file(w2v: W2v, tiny_ctc: Path, tmp_
     assert w2v(*words, "--stream", "--cache", "kept").code == 2
 
 
+def test_a_stream_is_stopped_within_a_recording_and_what_is_done_stays(
+    w2v: W2v, tiny_ctc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = toys.corpus(tmp_path, "m", 3)
+    monkeypatch.setattr(decode_task, "LONG_SECONDS", 0.1)
+    real, begun = long_audio.log_probabilities, list[str]()
+
+    def hear(job: Any, *more: Any, **other: Any) -> Iterator[np.ndarray]:
+        begun.append(job[1].id)
+        for chunk in real(job, *more, **other):
+            if len(begun) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield chunk
+            assert len(begun) != 2, "it went on after the signal"
+
+    monkeypatch.setattr(long_audio, "log_probabilities", hear)
+    words = ("decode", "--checkpoint", tiny_ctc, rows, "--stream", "chunk.seconds=0.2", "--json")
+    done = w2v(*words, "--run-dir", "cut")
+    assert done.code == 130 and begun == ["m-0", "m-1"]
+    resumed = found(w2v(*words, "--run-dir", "cut", "--resume"))
+    assert begun == ["m-0", "m-1", "m-1", "m-2"]
+    assert resumed == found(w2v(*words, "--run-dir", "whole"))
+
+
+def test_the_bar_of_a_stream_counts_the_audio_of_a_recording_that_is_not_done(
+    w2v: W2v, tiny_ctc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soundfile.write(tmp_path / "a.wav", toys.wave(1, 160_000), 16_000, subtype="PCM_16")
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0)
+    seen: list[float] = []
+    update = console.Progress.update
+
+    def watch(bar: Any, done: float, **more: object) -> None:
+        seen.append(done)
+        update(bar, done, **more)
+
+    monkeypatch.setattr(console.Progress, "update", watch)
+    words = ("decode", "--checkpoint", tiny_ctc, "a.wav", "--stream", "chunk.seconds=2")
+    assert "10/10 s of audio" in w2v(*words).err
+    assert seen == [0, 2, 4, 6, 8, 10, 10]
+
+
+# -- what is written -------------------------------------------------------------------------------
+
+
+def test_a_score_of_minus_infinity_is_json_for_all_readers(
+    decode: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deaf(rows: Any, model: Any, **more: Any) -> Iterator[tuple[Any, np.ndarray]]:
+        for _, row in rows:
+            yield row, np.full((5, len(toys.TOKENS)), -np.inf, np.float32)
+
+    monkeypatch.setattr(emissions, "log_probabilities", deaf)
+    done = decode()
+    text = Path(json.loads(done.out)["hyp"]).read_text()
+    assert "Infinity" not in text and "NaN" not in text
+    assert found(done)[0]["score"] is None
+
+
+def test_lines_have_the_speaker_for_scores_by_speaker(decode: Callable[..., Any], w2v: W2v) -> None:
+    done = decode()
+    assert {line["speaker"] for line in found(done)} == {"x"}
+    path = json.loads(done.out)["hyp"]
+    scored = json.loads(w2v("score", path, "--json").out)
+    assert list(scored["speakers"]) == ["x"]
+    assert scored["systems"][0]["wer"] == json.loads(done.out)["wer"]
+    assert scored["systems"][0]["cer"] == json.loads(done.out)["cer"]
+
+
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_a_cache_that_can_be_no_folder_is_refused_before_the_network_is_asked(
+    decode: Callable[..., Any], network: list[str], path: str
+) -> None:
+    Path("file").write_text("")
+    done = decode("--cache", path)
+    assert done.code == 2 and "not a folder" in done.err and "--cache" in done.err
+    assert network == []
+
+
+def test_a_run_folder_below_a_file_is_refused(decode: Callable[..., Any]) -> None:
+    Path("file").write_text("")
+    done = decode("--run-dir", "file/below")
+    assert done.code == 2 and "not a folder" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--search", "greedy", "--lm", "lm"), "leave --search away"),
+        (("--hotwords", "GO"), "--search open prefers hotwords"),
+        (("--search", "lexicon"), "--lexicon words.txt"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_audio_is_looked_for(
+    w2v: W2v, tiny_ctc: Path, words: tuple[str, ...], said: str
+) -> None:
+    done = w2v("decode", "--checkpoint", tiny_ctc, "gone.wav", *words)
+    assert done.code == 2 and said in done.err
+
+
 # -- weights ---------------------------------------------------------------------------------------
 
 
@@ -376,6 +480,23 @@ def test_a_weight_at_the_end_of_its_range_is_said(tune: Callable[..., Any]) -> N
     done = tune("--trials", "1", "lm_weight=[0,3]", "word_score=[-1,1]")
     assert "lm_weight: the best, 0, is an end of its range" in done.err
     assert "word_score: the best" not in done.err
+
+
+def test_trials_that_a_set_does_not_tell_apart_are_counted(
+    tune: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = tune("--trials", "2", "lm_weight=[0,0.01]", "word_score=[0,0.01]")
+    assert "2 of 2 trials are as good" in done.err
+    assert "are as good" not in tune("--trials", "1").err
+
+
+def test_what_was_found_is_a_recipe_for_decode(
+    tune: Callable[..., Any], w2v: W2v, tiny_ctc: Path, rows: Path, lm: Path, lexicon: Path
+) -> None:
+    summary = json.loads(tune("--trials", "8", "random=6").out)
+    words = ("--checkpoint", tiny_ctc, rows, "--lm", lm, "--lexicon", lexicon, "--json")
+    done = w2v("decode", summary["recipe"], *words)
+    assert json.loads(done.out)["wer"] == summary["wer"]
 
 
 def test_tuning_needs_texts_weights_and_ranges(

@@ -532,6 +532,10 @@ def test_errors_on_other_ranks_say_which_rank(cli: Any) -> None:
     assert quiet.code == 2 and "no such recipe" in quiet.err
 
 
+def test_help_shows_a_path_below_the_run_as_it_is_written(cli: Any) -> None:
+    assert "[default run:emissions]" in " ".join(cli("tune-decode", "--help").out.split())
+
+
 def test_help_shows_the_default_that_the_task_has_not_that_of_the_section_alone(cli: Any) -> None:
     shown = " ".join(cli("finetune-ctc", "--help").out.split())
     assert "[loop.updates; default 80000]" in shown

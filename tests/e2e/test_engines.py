@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -139,6 +140,22 @@ def test_a_signal_keeps_what_is_finished(here: dict[str, bytes], tmp_path: Path,
     again = [row for row in ROWS if work.done().count(row) > 1]
     finished = {row for row in met if f"part-{row // 2:06d}.jsonl" in kept}
     assert not finished & set(again), "a part that was finished was done again"
+
+
+def test_a_signal_ends_a_long_row_of_a_pool(tmp_path: Path) -> None:
+    stop, work = Stop(), Squares(tmp_path, endless=True)
+
+    def signal_comes() -> None:
+        while not work.done():
+            time.sleep(0.01)
+        stop.signal = signal.SIGTERM
+
+    watcher = threading.Thread(target=signal_comes)
+    watcher.start()
+    with pytest.raises(Stopped):
+        everything(work, tmp_path / "out", jobs=2, stop=stop)
+    watcher.join()
+    assert not (tmp_path / "nobody came").exists()
 
 
 def test_ray_makes_what_one_process_makes(

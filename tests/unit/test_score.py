@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2vtool.score import Errors, letter_errors, summary, word_errors
+from w2vtool.score import Errors, alignment, letter_errors, summary, word_errors
 
 texts = st.lists(st.text("AB", min_size=1, max_size=3), max_size=6).map(" ".join)
 
@@ -94,3 +94,12 @@ def test_counts_are_those_of_jiwer() -> None:
     references, hypotheses = map(list, zip(*pairs, strict=True))
     assert summary(pairs).wer == pytest.approx(jiwer.wer(references, hypotheses))
     assert summary(pairs).cer == pytest.approx(jiwer.cer(references, hypotheses))
+
+
+@given(texts, texts)
+def test_an_alignment_has_the_errors_that_are_counted(reference: str, hypothesis: str) -> None:
+    pairs = alignment(reference.split(), hypothesis.split())
+    assert [said for said, _ in pairs if said] == reference.split()
+    assert [heard for _, heard in pairs if heard] == hypothesis.split()
+    wrong = sum(said != heard for said, heard in pairs)
+    assert wrong == word_errors(reference, hypothesis).errors

@@ -8,30 +8,32 @@ known), hyp.ctm with the times, and WER and CER with counts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from w2vtool.errors import ConfigError
+from w2vtool.errors import ConfigError, Stopped
 from w2vtool.schema import Config, DataConfig, TextConfig, knob
 from w2vtool.searching import SearchConfig
 from w2vtool.task import Task
 
 if TYPE_CHECKING:
+    from w2vtool.console import Progress
     from w2vtool.decoder.greedy import Hypothesis
     from w2vtool.emission_cache import Cache
     from w2vtool.emissions import Job
     from w2vtool.manifest import Utterance
     from w2vtool.model.heads import CtcModel
-    from w2vtool.parts import Compute
+    from w2vtool.parts import Compute, Part
     from w2vtool.rejects import Reject
-    from w2vtool.run import Run
+    from w2vtool.run import Run, Stop
     from w2vtool.searching import Decoder
     from w2vtool.text import Rules
 
 SEARCHED = 32  # utterances at a time
+LONG_SECONDS = 60.0  # recordings of this length on average are kept one by one as they are done
 
 
 class ChunkConfig(Config):
@@ -76,13 +78,36 @@ class DecodeConfig(SearchConfig):
 Found = tuple["Utterance", list["Hypothesis"]]
 
 
+class Listening:
+    """The bar of long recordings: seconds of audio, also of the one that is being heard."""
+
+    def __init__(self, bar: Progress, rows: Sequence[Job], stop: Stop) -> None:
+        self.bar, self.stop, self.before = bar, stop, 0.0
+        self.ends = [*accumulate((row.duration for _, row in rows), initial=0.0)]
+
+    def after(self, rows: int) -> None:
+        """So many recordings are done."""
+        self.before = self.ends[rows]
+        self.bar.update(round(self.before))
+
+    def within(self, seconds: float) -> None:
+        """The next one was heard so far. Raises Stopped when a signal came: it may take hours."""
+        self.bar.update(round(self.before + seconds))
+        if self.stop.signal is not None:
+            raise Stopped(self.stop.signal)
+
+
 @dataclass(frozen=True)
 class Decoding:
-    """What is done to each part: log-probabilities are searched, and scored."""
+    """What is done to each part: log-probabilities are searched, and scored.
+
+    ``heard`` is told the seconds of a long recording that are done, and may end it there.
+    """
 
     config: DecodeConfig
     precision: Literal["float32", "bf16"]
     cache: Cache | None = None
+    heard: Callable[[float], None] = lambda seconds: None
 
     def start(self, device: str) -> Compute:
         """Load the network and what the search needs, once."""
@@ -151,11 +176,12 @@ class Decoding:
     ) -> Iterator[Found]:
         """Hypotheses of utterances of any length, one after the other."""
         from w2vtool import long_audio
-        from w2vtool.audio import AudioError
+        from w2vtool.audio import SAMPLE_RATE, AudioError
         from w2vtool.device import choose
 
+        _, hop = long_audio.field(model.wav2vec2.feature_encoder)
         for number, job in enumerate(rows):
-            utterance = decoder.stream()
+            utterance, frames = decoder.stream(), 0
             try:
                 for logp_TV in long_audio.log_probabilities(
                     job,
@@ -166,6 +192,8 @@ class Decoding:
                     precision=self.precision,
                 ):
                     utterance.step(logp_TV)
+                    frames += len(logp_TV)
+                    self.heard(frames * hop / SAMPLE_RATE)
             except AudioError as error:
                 if reject is None:
                     raise
@@ -176,7 +204,7 @@ class Decoding:
 
 def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
     """Run the model over the rows, search, score and write."""
-    from w2vtool import checkpoint, emissions, engines, parts, rejects, searching
+    from w2vtool import checkpoint, emissions, parts, rejects, searching
     from w2vtool.device import choose, inference_precision
     from w2vtool.emission_cache import Cache
 
@@ -208,30 +236,51 @@ def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
         "stream": config.chunk.model_dump() if config.stream else None,
         "rounded": config.cache_precision if config.cache else "float32",
     }
-    cut, folder = parts.cut(rows, what, emissions.identify), run.folder / "parts"
-    rejects.foresee(cut, folder, strict=config.strict, device=config.device, run=run)
-    lines: list[dict[str, Any]] = []
-    with run.progress(len(rows), "decoding", "utterances") as bar:
-        for found in engines.run(
-            Decoding(config, precision, cache),
-            cut,
-            folder,
-            engine=config.engine,
-            jobs=config.jobs,
-            device=config.device,
-            on_progress=bar.update,
-            stop=run.stop,
-        ):
-            lines += found
-    lines, rejected = rejects.apart(lines)
+    size = 1 if config.stream and rows.seconds > LONG_SECONDS * len(rows) else 0
+    cut = parts.cut(rows, what, emissions.identify, size)
+    rejects.foresee(cut, run.folder / "parts", strict=config.strict, device=config.device, run=run)
+    lines, rejected = rejects.apart(work(config, precision, cache, rows, cut, run))
     summary = report(lines, rows.seconds, config, run)
     return rejects.conclude(run.folder, rejected, summary, run)
 
 
+def work(
+    config: DecodeConfig,
+    precision: Literal["float32", "bf16"],
+    cache: Cache | None,
+    rows: Sequence[Job],
+    cut: Sequence[Part],
+    run: Run,
+) -> list[dict[str, Any]]:
+    """The lines of all parts, with a bar while they are made."""
+    from w2vtool import engines
+
+    total, unit = len(rows), "utterances"
+    if config.stream:
+        total, unit = round(sum(row.duration for _, row in rows)), "s of audio"
+    lines: list[dict[str, Any]] = []
+    with run.progress(total, "decoding", unit) as bar:
+        listening = Listening(bar, rows if config.stream else (), run.stop)
+        heard = listening.within if config.jobs == 1 and config.engine == "local" else engines.heed
+        for found in engines.run(
+            Decoding(config, precision, cache, heard),
+            cut,
+            run.folder / "parts",
+            engine=config.engine,
+            jobs=config.jobs,
+            device=config.device,
+            on_progress=listening.after if config.stream else bar.update,
+            stop=run.stop,
+        ):
+            lines += found
+    return lines
+
+
 def check(config: DecodeConfig) -> None:
     """Raise ConfigError for options that do not go together."""
-    from w2vtool.searching import search_name
+    from w2vtool.searching import check_options, search_name
 
+    check_options(config)
     if config.stream and config.cache:
         raise ConfigError(
             "stream and cache: log-probabilities of chunks are not kept",
@@ -255,6 +304,8 @@ def describe(
 
     best = found[0]
     line: dict[str, Any] = {"id": row.id, **scores(best), "duration": row.duration}
+    if row.speaker is not None:
+        line["speaker"] = row.speaker
     if nbest > 1:
         line["nbest"] = [scores(hypothesis) for hypothesis in found]
     if hop:
@@ -276,7 +327,7 @@ def report(
     lines: list[dict[str, Any]], seconds: float, config: DecodeConfig, run: Run
 ) -> dict[str, Any]:
     """Write ``hyp.jsonl`` and ``hyp.ctm``, print texts or error rates, give the summary."""
-    from w2vtool.run import write_atomic
+    from w2vtool.run import jsonable, write_atomic
     from w2vtool.score import Errors
     from w2vtool.searching import search_name
     from w2vtool.timings import ctm
@@ -292,8 +343,9 @@ def report(
     if config.times:
         summary["ctm"] = str(run.folder / "hyp.ctm")
     if run.rank == 0:
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_atomic(path, text)
+        plain = (jsonable(line) for line in lines)  # a score of -inf is null: JSON has none
+        text = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in plain)
+        write_atomic(path, "".join(text))
         if config.times:
             write_atomic(run.folder / "hyp.ctm", ctm(lines))
     known = [line for line in lines if "reference" in line]

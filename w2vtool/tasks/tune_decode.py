@@ -101,7 +101,11 @@ def tune_decode(config: TuneDecodeConfig, run: Run) -> dict[str, Any]:
             best = tuning.best(trials, config.objective) if trials else None
             bar.update(len(trials), wer=f"{100 * best.words.rate:.2f} %" if best else "")
             run.metrics(len(trials), {"tune/wer": best.words.rate} if best else {})
-    say_edges(tuning.best(trials, config.objective).values, ranges, run)
+    best = tuning.best(trials, config.objective)
+    say_edges(best.values, ranges, run)
+    equal = sum(trial.cost(config.objective) == best.cost(config.objective) for trial in trials)
+    if equal > 1:
+        run.say(f"{equal} of {len(trials)} trials are as good: this set does not tell them apart")
     return report(trials, config, material, run)
 
 
