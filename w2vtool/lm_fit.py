@@ -81,7 +81,8 @@ def _tokens(tokens: Tokens, lm: LanguageModel, vocabulary: Collection[str]) -> F
         return f"a language model of word pieces, and the tokens are letters: {what}", _TRAIN
     if vocabulary and _units(tokens, vocabulary) < ENOUGH:
         return _of_words(what)
-    return f"the language model does not fit the tokens: {what}", _TRAIN
+    hint = f"{_TRAIN}; if its texts do without those letters, lm_check=warn"
+    return f"the language model does not fit the tokens: {what}", hint
 
 
 def _pieces(tokens: Tokens, vocabulary: Collection[str]) -> Finding:

@@ -152,11 +152,12 @@ def fingerprint(config: SearchConfig) -> dict[str, Any]:
 
 
 def _state(path: Path | None) -> tuple[str, int, int] | None:
-    """A file as it is now, to tell whether it has changed; of a folder, its arrays."""
-    if path is not None and path.is_dir():
-        path = path / "lm.npz"
+    """A file as it is now, to tell whether it has changed; of a folder, its model."""
+    from w2vtool.decoder.lm import located
+
     if path is None or not path.exists():  # reading it will say so
         return None
+    path = located(path)
     there = path.stat()
     return str(path.absolute()), there.st_size, there.st_mtime_ns
 

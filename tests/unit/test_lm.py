@@ -106,7 +106,12 @@ def refused(path: Path) -> str:
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     assert refused(tmp_path / "none.arpa") == "no such language model"
-    assert refused(tmp_path) == "a folder without lm.npz"
+    assert refused(tmp_path) == "a folder without a model (lm.npz, lm.arpa.gz, lm.arpa)"
+
+
+def test_a_folder_with_an_arpa_file_alone_is_a_model(tmp_path: Path) -> None:
+    (tmp_path / "lm.arpa").write_text(ARPA)
+    assert open_lm(tmp_path).path == tmp_path / "lm.arpa"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Open a language model, whatever its form.
 
 Goes in: the path of an ARPA file (``.arpa``, ``.arpa.gz``), of a saved ``NGram`` (``.npz``), of a
-KenLM binary, or of a folder that ``lm train`` made. Goes out: a ``LanguageModel`` that scores one
-word after another in log10.
+KenLM binary, or of a folder with a model in it (``lm train`` makes such). Goes out: a
+``LanguageModel`` that scores one word after another in log10.
 
 ARPA files become arrays. For a large one that takes a while (a million n-grams in some seconds), so
 the arrays are kept in a cache folder, and the next time are there at once.
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 TENSORS, ARPA, WORDS = "lm.npz", "lm.arpa.gz", "words.txt"  # in the folder of a model
 
+_IN_FOLDER = (TENSORS, ARPA, "lm.arpa")  # what is there first is taken
+
 _BINARY, _GZIP, _ZIP = b"mmap lm ", b"\x1f\x8b", b"PK\x03\x04"
 _HINT = "give an ARPA file (.arpa, .arpa.gz) or a KenLM binary, as made by: w2vtool lm train"
 _DATA = re.compile(rb"(?:^|\n|\xef\xbb\xbf)[ \t]*(\\data\\)[ \t\r]*(?:\n|$)")
@@ -45,15 +47,14 @@ def cache_folder() -> Path:
 
 
 def open_lm(path: str | Path) -> LanguageModel:
-    """Open a language model; a folder is one that ``lm train`` has made.
+    """Open a language model, or that of a folder.
 
     Raises DataError for a missing file and for one that is none.
     """
-    path = Path(path)
+    path = located(Path(path))
     if path.is_dir():
-        if not (path / TENSORS).exists():
-            raise DataError(f"a folder without {TENSORS}", where=str(path), hint=_HINT)
-        path = path / TENSORS
+        names = ", ".join(_IN_FOLDER)
+        raise DataError(f"a folder without a model ({names})", where=str(path), hint=_HINT)
     head, size = _head(path)
     if head.startswith(_BINARY):
         return kenlm_binary.read(path)
@@ -62,6 +63,13 @@ def open_lm(path: str | Path) -> LanguageModel:
     if size < _CACHED_BYTES:
         return _read_arpa(path, packed=head.startswith(_GZIP))
     return _cached(path, packed=head.startswith(_GZIP))
+
+
+def located(path: Path) -> Path:
+    """The file of a model: of a folder, the one in it; the folder itself if there is none."""
+    if not path.is_dir():
+        return path
+    return next((path / name for name in _IN_FOLDER if (path / name).exists()), path)
 
 
 def _head(path: Path) -> tuple[bytes, int]:

@@ -196,7 +196,8 @@ def load(path: Path, shown: Path | None = None) -> NGram:
             words = tuple(found["text"].tobytes().decode().split("\n"))
             arrays = [found[name] for name in _ARRAYS]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise DataError(f"not a saved language model: {error}", where=str(path)) from None
+        what = f"not a saved language model: {error}"
+        raise DataError(what, where=str(path), hint="make it again from the ARPA file") from None
     return NGram(shown or path, order, words, begin, *arrays)
 
 
