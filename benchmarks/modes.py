@@ -6,7 +6,8 @@ on the test set, the error rate of the best of ten hypotheses, the mean score, m
 an utterance of the numba engine, and how often the torch engine finds another text.
 
 The language models are trained here: a 4-gram of words (``--order``) and a 6-gram of letters. Each
-mode's weights are searched for on the development set; the test set is decoded once.
+mode's weights are searched for on the development set, with a narrow beam; the test set is decoded
+once, with a wide one.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from w2vtool.searching import BeamConfig, Decoder, Material, SearchConfig
 from w2vtool.text import Rules
 
 BEAM = BeamConfig(width=200, threshold=21.0, token_threshold=21.0)
+TUNING = BeamConfig(width=50, threshold=15.0, token_threshold=15.0)  # for the weights alone
 NBEST = 10
 RANGES = {
     "lm_weight": (0.0, 5.0),
@@ -122,7 +124,7 @@ def tuned(mode: Mode, material: Material, dev: Set, trials: int, journal: Path) 
         return BEAM
 
     def evaluate(point: tuning.Point) -> tuning.Trial:
-        decoder = searching.decoder(material, BEAM.model_copy(update=point), threads=2)
+        decoder = searching.decoder(material, TUNING.model_copy(update=point), threads=2)
         return tuning.Trial(point, *errors(decoder.batch(dev.frames), dev.texts))
 
     ranges = [tuning.Range(name, *RANGES[name]) for name in mode.weights]
@@ -130,7 +132,7 @@ def tuned(mode: Mode, material: Material, dev: Set, trials: int, journal: Path) 
         evaluate,
         tuning.Journal(journal, material.name),
         ranges,
-        BEAM.model_dump(),
+        TUNING.model_dump(),
         trials=trials,
         random=max(1, trials // 2),
         seed=1,
