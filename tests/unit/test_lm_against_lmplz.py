@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,11 @@ def of_model(ngrams: NGrams) -> Table:
     found: Table = {}
     below: list[tuple[str, ...]] = [()]
     for order in ngrams.orders:
-        context, word = np.divmod(order.key, len(ngrams.words))
-        names = [(*below[c], ngrams.words[w]) for c, w in zip(context, word, strict=True)]
+        pairs = zip(order.context, order.word, strict=True)
+        names = [(*below[context], ngrams.words[word]) for context, word in pairs]
         with np.errstate(divide="ignore"):
             values = zip(np.log10(order.probability), np.log10(order.backoff), strict=True)
-        found |= {
-            name: (float(p), float(b))
-            for name, (p, b), kept in zip(names, values, order.kept, strict=True)
-            if kept
-        }
+        found |= {name: (float(p), float(b)) for name, (p, b) in zip(names, values, strict=True)}
         below = names
     return found
 
@@ -82,16 +79,17 @@ def last_by_raw_count(patch: pytest.MonkeyPatch, lines: list[str], order: int) -
     counted: list[lm_train._Counts] = []
     count, discounts = lm_train._count, lm_train._discounts
 
-    def keep(*given: Any) -> list[lm_train._Counts]:
-        counted[:] = count(*given)
-        return list(counted)
+    def keep(*given: Any) -> Iterator[lm_train._Counts]:
+        for counts in count(*given):
+            counted.append(counts)
+            yield counts
 
     def changed(adjusted: np.ndarray, n: int, notes: list[str]) -> tuple[float, float, float]:
         gram = last[-n:]
         if 1 < order > n and gram[:2] != (1, 1):
             at = gram[0]
             for table, word in zip(counted[1:], gram[1:], strict=False):
-                at = int(np.searchsorted(table.key, at * len(ids) + word))
+                at = int(np.flatnonzero((table.context == at) & (table.word == word))[0])
             adjusted = adjusted.copy()
             adjusted[at] = sum(times for other, times in raw.items() if other[-n:] == gram)
         return discounts(adjusted, n, notes)

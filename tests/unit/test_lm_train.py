@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import itertools
+import lzma
 import math
 import random
+import tracemalloc
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from w2vtool.decoder import arpa_writer
+from w2vtool.decoder import arpa_writer, lm_train, ngram
 from w2vtool.decoder.lm_train import FALLBACK, NGrams, read_lines, train, write_arpa
 from w2vtool.errors import ConfigError, DataError
 
@@ -31,6 +35,7 @@ def zipf_text(sentences: int, words: int, seed: int = 0) -> list[str]:
 
 
 TEXT = zipf_text(400, 40)
+PACKED = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
 def slow_model(
@@ -235,6 +240,44 @@ def test_the_same_text_gives_the_same_bytes(tmp_path: Path) -> None:
     assert read["a.arpa.gz"] == read["b.arpa.gz"]
 
 
+@pytest.mark.parametrize("prune", [(), (0, 1, 1, 2)])
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_the_model_does_not_depend_on_the_parts_that_are_worked_on_at_once(
+    monkeypatch: pytest.MonkeyPatch, size: int, prune: tuple[int, ...]
+) -> None:
+    whole = train(TEXT, 4, prune)
+    monkeypatch.setattr(lm_train, "PART", size)
+    parts = train(TEXT, 4, prune)
+    assert (parts.words, parts.discounts) == (whole.words, whole.discounts)
+    for ours, theirs in zip(parts.orders, whole.orders, strict=True):
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine.dtype == other.dtype
+            assert np.array_equal(mine, other)
+
+
+@pytest.mark.parametrize(("prune", "most"), [((0, 0, 1, 1), 75), ((), 95)])
+def test_training_and_assembling_hold_few_bytes_a_word(
+    monkeypatch: pytest.MonkeyPatch, prune: tuple[int, ...], most: int
+) -> None:
+    """On a text whose words hardly repeat, so that it has more n-grams a word than real ones."""
+    draw = np.random.default_rng(0)
+    ids = np.minimum(draw.zipf(1.3, 60_000), 3000)
+    lines = [" ".join(f"w{word}" for word in part) for part in np.split(ids, 3000)]
+    for module in (lm_train, ngram):
+        monkeypatch.setattr(module, "PART", 2000)
+    train(TEXT, 4)
+    tracemalloc.start()
+    try:
+        made = train(lines, 4, prune)
+        words, tables = made.words, made.tables()
+        del made
+        ngram.assemble(words, tables, Path("made"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak / len(ids) < most
+
+
 def test_a_failed_write_leaves_the_old_file_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,9 +297,11 @@ def test_a_failed_write_leaves_the_old_file_alone(
 
 def test_files_are_read_in_order_packed_or_not(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("\ufeffÄ B\r\nC".encode())
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"D E\n"))
-    lines = read_lines([tmp_path / "a.txt", str(tmp_path / "b.txt.gz")])
-    assert [line.split() for line in lines] == [["Ä", "B"], ["C"], ["D", "E"]]
+    paths: list[Path | str] = [tmp_path / "a.txt"]
+    for name, packed in PACKED.items():
+        (tmp_path / f"b.txt{name}").write_bytes(packed(b"D E\n F"))
+        paths.append(str(tmp_path / f"b.txt{name}"))
+    assert list(read_lines(paths)) == ["Ä B", "C", *["D E", " F"] * 3]
 
 
 @pytest.mark.parametrize(
@@ -278,9 +323,22 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         list(read_lines([tmp_path / "none.txt"]))
     with pytest.raises(DataError, match="cannot be read"):
         list(read_lines([tmp_path]))
-    (tmp_path / "t.gz").write_bytes(gzip.compress(b"A B\n" * 1000)[:-20])
-    with pytest.raises(DataError, match=r"t\.gz: cannot be read"):
-        list(read_lines([tmp_path / "t.gz"]))
+
+
+@pytest.mark.parametrize("name", [".gz", ".bz2", ".xz"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "something else"])
+def test_damaged_packed_files_are_named(tmp_path: Path, name: str, damage: str) -> None:
+    whole = PACKED[name]("\n".join(TEXT).encode())
+    middle = len(whole) // 2
+    kinds = {
+        "cut": whole[:middle],
+        "changed": whole[:middle] + bytes(byte ^ 0x55 for byte in whole[middle:]),
+        "something else": b"A B\n" * 100,
+    }
+    path = tmp_path / f"t{name}"
+    path.write_bytes(kinds[damage])
+    with pytest.raises(DataError, match=rf"t\{name}: cannot be read: ."):
+        train(read_lines([path]), 2)
 
 
 @pytest.mark.parametrize("mark", ["<s>", "</s>", "<unk>"])

@@ -11,14 +11,16 @@ from __future__ import annotations
 import gzip
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from w2vtool.decoder.ngram import OrderTable
 
-CHUNK = 200_000  # n-grams formatted at once, so that the text never lies in memory as a whole
+CHUNK = 50_000  # n-grams formatted at once, so that the text never lies in memory as a whole
+LEVEL = 4  # of gzip: half the time of 6, and files 5 % larger
 
 
 def write(
@@ -37,7 +39,7 @@ def write(
     try:
         with os.fdopen(handle, "wb") as raw:
             if path.suffix == ".gz":
-                with gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed:
+                with gzip.GzipFile("", "wb", compresslevel=LEVEL, fileobj=raw, mtime=0) as packed:
                     _text(words, tables, packed.write, on_progress)
             else:
                 _text(words, tables, raw.write, on_progress)
@@ -66,17 +68,15 @@ def _text(
         for start in range(0, len(table.word), CHUNK):
             part = slice(start, start + CHUNK)
             texts = _spelled(names, tables[:n], part)
-            chances = table.log10[part].tolist()
-            if n == len(sizes):
-                lines = [f"{p:.7g}\t{t}\n" for p, t in zip(chances, texts, strict=True)]
-            else:
-                factors = table.backoff[part].tolist()
-                lines = [
-                    f"{p:.7g}\t{t}\t{b:.7g}\n"
-                    for p, t, b in zip(chances, texts, factors, strict=True)
-                ]
-            write("".join(lines).encode())
-            done += len(lines)
+            columns: list[Iterable[object]] = [table.log10[part].tolist(), texts]
+            form = "%.7g\t%s\n"
+            if n < len(sizes):
+                columns.append(table.backoff[part].tolist())
+                form = "%.7g\t%s\t%.7g\n"
+            count = len(table.word[part])
+            values = tuple(chain.from_iterable(zip(*columns, strict=True)))
+            write((form * count % values).encode())
+            done += count
             on_progress(done)
     if len(sizes) > len(tables):
         write(b"\n\\2-grams:\n")

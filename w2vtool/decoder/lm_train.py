@@ -12,19 +12,24 @@ used and ``NGrams.notes`` says so (lmplz stops), and a single order can be train
 Source: Chen & Goodman 1998, eq. 26; Heafield et al., ACL 2013.
 
 Why numpy: no compiler is needed, and an id for every n-gram of a text needs one sort an order.
+Why one order at a time, and parts of it: what is pruned and what is counted need not lie in memory
+together.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import itertools
+import lzma
 import zlib
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,8 +37,14 @@ from w2vtool.decoder import arpa_writer
 from w2vtool.decoder.ngram import OrderTable
 from w2vtool.errors import ConfigError, DataError
 
+OPENERS: dict[str, Callable[..., Any]] = {  # of packed text, by the end of the name
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
 SPECIAL = ("<unk>", "<s>", "</s>")
 UNK, BEGIN, END = range(3)
+PART = 1 << 18  # n-grams worked on at once
 MAX_ORDER = 9  # KenLM as it is on PyPI reads orders up to 6, w2vtool any
 FALLBACK = (
     0.5,
@@ -43,18 +54,17 @@ FALLBACK = (
 
 
 class Order(NamedTuple):
-    """All n-grams of one order in the text, pruned ones too, sorted by ``key``.
+    """The n-grams of one order that are kept, sorted by ``context`` and ``word``.
 
-    ``key`` = row of the first n - 1 words in the order below x vocabulary + last word, ``suffix`` =
-    row of the last n - 1 words in the order below. ``backoff`` is the factor (not its log) of the
-    n-gram as a context. What is not ``kept`` has the probability that backing off gives it.
+    ``context`` and ``suffix`` are the rows of the first and last n - 1 words in the order below.
+    ``backoff`` is the factor (not its log) of the n-gram as a context.
     """
 
-    key: np.ndarray  # int64
+    context: np.ndarray  # int32
+    word: np.ndarray  # int32
     suffix: np.ndarray  # int32
     probability: np.ndarray  # float64
     backoff: np.ndarray  # float64
-    kept: np.ndarray  # bool
 
 
 @dataclass(frozen=True)
@@ -71,29 +81,19 @@ class NGrams:
     @property
     def counts(self) -> tuple[int, ...]:
         """Kept n-grams of each order."""
-        return tuple(int(order.kept.sum()) for order in self.orders)
+        return tuple(len(order.word) for order in self.orders)
 
     def tables(self) -> list[OrderTable]:
-        """What is kept, in log10: what ``ngram.assemble`` and ``arpa_writer.write`` take.
-
-        An n-gram that is kept has a kept begin and end, since they were seen as often.
-        """
-        tables: list[OrderTable] = []
-        below = np.zeros(1, np.int64)  # rows of the order below among the kept ones
-        for order in self.orders:
-            context, word = np.divmod(order.key[order.kept], len(self.words))
-            with np.errstate(divide="ignore"):
-                tables.append(
-                    OrderTable(
-                        below[context],
-                        word.astype(np.int32),
-                        below[order.suffix[order.kept]] if tables else np.zeros_like(word),
-                        np.log10(order.probability[order.kept]).astype(np.float32),
-                        np.log10(order.backoff[order.kept]).astype(np.float32),
-                    )
+        """The same in log10: what ``ngram.assemble`` and ``arpa_writer.write`` take."""
+        with np.errstate(divide="ignore"):
+            return [
+                OrderTable(
+                    *order[:3],
+                    np.log10(order.probability).astype(np.float32),
+                    np.log10(order.backoff).astype(np.float32),
                 )
-            below = np.cumsum(order.kept) - 1
-        return tables
+                for order in self.orders
+            ]
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -113,39 +113,40 @@ class NGrams:
             ids = ids[1:]
 
     def _row(self, ids: Sequence[int]) -> int:
-        """Row of a kept n-gram in its order, or -1."""
-        row = ids[0]  # unigrams are all kept, and lie in the order of their ids
+        """Row of an n-gram in its order, or -1."""
+        row = ids[0]  # unigrams lie in the order of their ids
         for order, word in zip(self.orders[1:], ids[1:], strict=False):
-            key = row * len(self.words) + word
-            row = int(np.searchsorted(order.key, key))
-            if row == len(order.key) or order.key[row] != key or not order.kept[row]:
+            low, high = np.searchsorted(order.context, (row, row + 1))
+            row = int(low + np.searchsorted(order.word[low:high], word))
+            if row == high or order.word[row] != word:
                 return -1
         return row
 
 
 class _Counts(NamedTuple):
-    """What the text says about one order; ``key`` and ``suffix`` as in Order."""
+    """All n-grams of one order in the text; ``context`` and ``suffix`` are rows of all below."""
 
-    key: np.ndarray
-    suffix: np.ndarray
-    raw: np.ndarray  # occurrences
-    at_start: np.ndarray  # bool: begins with <s>
+    context: np.ndarray  # int32
+    word: np.ndarray  # int32
+    suffix: np.ndarray  # int32
+    raw: np.ndarray  # int32, occurrences
+    at_start: slice  # those that begin with <s>
 
 
 def read_lines(paths: Iterable[str | Path]) -> Iterator[str]:
-    """Lines of UTF-8 text files (``.gz`` too), in order.
+    """Lines of UTF-8 text files (``.gz``, ``.bz2``, ``.xz`` too), in order, without their ends.
 
     Raises DataError with ``file:line`` for bytes that are not UTF-8, for NUL characters and for
     words that the model itself uses, like ``<s>``.
     """
     for path in map(Path, paths):
         try:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            with OPENERS.get(path.suffix, open)(path, "rb") as file:
                 for number, raw in enumerate(file, start=1):
-                    yield _decoded(raw, f"{path}:{number}")
+                    yield _decoded(raw.rstrip(b"\r\n"), f"{path}:{number}")
         except FileNotFoundError:
             raise DataError("no such text file", where=str(path)) from None
-        except (OSError, EOFError, zlib.error) as error:
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise DataError(f"cannot be read: {error}", where=str(path)) from None
 
 
@@ -165,25 +166,28 @@ def train(
     """
     given = thresholds(prune, order)
     stream, words = _to_ids(lines)
+    sentences = int((stream == BEGIN).sum())
+    tokens = len(stream) - 2 * sentences
     on_stage("read")
-    counts = _count(stream, len(words), order, on_stage)
+    counting = _count(stream, len(words), order, on_stage)
+    del stream
+    above: _Counts | None = next(counting)
     notes: list[str] = []
     orders: list[Order] = []
     discounts = []
+    kept = np.ones(1, bool)  # of the order below
     for n, threshold in enumerate(given, start=1):
-        adjusted = _adjusted(counts, n)
+        assert above is not None
+        here, above = above, next(counting, None)
+        adjusted = _adjusted(here, above, n)
         discount = _discounts(adjusted, n, notes)
-        kept = counts[n - 1].raw > threshold if n > 1 else np.ones(len(words), bool)
+        below, kept = kept, here.raw > threshold if n > 1 else np.ones(len(words), bool)
         if not kept.any():
             notes.append(f"no {n}-grams, in a text of short sentences or after pruning")
-        orders = _add_order(orders, counts[n - 1], adjusted, np.array((0.0, *discount)), kept)
+        orders = _add_order(orders, below, here, adjusted, np.array((0.0, *discount)), kept)
         discounts.append(discount)
-        counts[n - 1] = counts[n - 1]._replace(raw=counts[n - 1].raw[:0])  # a fifth of the memory
         on_stage(f"{n}-grams smoothed")
-    sentences = int((stream == BEGIN).sum())
-    return NGrams(
-        words, tuple(orders), tuple(discounts), tuple(notes), sentences, len(stream) - 2 * sentences
-    )
+    return NGrams(words, tuple(orders), tuple(discounts), tuple(notes), sentences, tokens)
 
 
 def thresholds(prune: Sequence[int], order: int) -> list[int]:
@@ -193,7 +197,7 @@ def thresholds(prune: Sequence[int], order: int) -> list[int]:
     given = list(prune) or [0]
     if len(given) > order:
         raise ConfigError(f"{len(given)} pruning thresholds for a model of order {order}")
-    if given[0] != 0 or any(b < a for a, b in pairwise(given)):
+    if given[0] != 0 or any(b < a for a, b in itertools.pairwise(given)):
         raise ConfigError(
             f"pruning thresholds {' '.join(map(str, given))}",
             hint="the first is 0, and none is below the one before it, e.g. 0 0 1 1",
@@ -255,66 +259,76 @@ def _check(line: str, where: str) -> None:
 
 def _to_ids(lines: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """The text as one stream of ids with sentence marks, and the words by id."""
-    vocabulary = {word: index for index, word in enumerate(SPECIAL)}
-    stream = array("i")
+    vocabulary: defaultdict[str, int] = defaultdict(itertools.count().__next__)
+    id_of = vocabulary.__getitem__
+    stream = array("i", map(id_of, SPECIAL))[:0]
     for words in sentences(lines):
-        stream.append(BEGIN)
-        stream.extend([vocabulary.setdefault(word, len(vocabulary)) for word in words])
-        stream.append(END)
-    return np.array(stream, np.int32), tuple(vocabulary)
+        stream.extend(map(id_of, (SPECIAL[BEGIN], *words, SPECIAL[END])))
+    return np.frombuffer(stream, np.int32), tuple(vocabulary)
 
 
 def _count(
     stream: np.ndarray, vocabulary: int, order: int, on_stage: Callable[[str], None]
-) -> list[_Counts]:
+) -> Iterator[_Counts]:
     """Count n-grams of every order up to ``order``.
 
-    The id of an n-gram is its row among the sorted distinct ones, which follows from the id of
-    its first n - 1 words and its last word: one sort an order.
+    The id of an n-gram is its row among the sorted distinct ones. Places of the text that are
+    sorted by their first n - 1 words need to be sorted by the n-th within each of these alone.
     """
-    begins = np.flatnonzero(stream == BEGIN)
-    position = np.arange(len(stream), dtype=np.int32)
-    position -= np.repeat(begins.astype(np.int32), np.diff([*begins, len(stream)]))
-    ids = stream  # of the n-gram that ends at each position
-    every = np.arange(vocabulary)
-    nothing = np.zeros(vocabulary, np.int32)
-    counts = [
-        _Counts(every, nothing, np.bincount(stream, minlength=vocabulary), every == BEGIN),
-    ]
+    every, nothing = np.arange(vocabulary, dtype=np.int32), np.zeros(vocabulary, np.int32)
+    raw = np.bincount(stream, minlength=vocabulary)
+    at_start = slice(BEGIN, BEGIN + 1)
+    ids = stream.copy()  # of the n-gram that ends at each place, where one does
+    # places, sorted by their n-grams: numbers are sorted far faster than by argsort
+    ends = np.sort(stream.astype(np.int64) << 32 | np.arange(len(stream))).astype(np.int32)
     on_stage("1-grams counted")
+    yield _Counts(nothing, every, nothing, raw.astype(np.int32), at_start)
     for n in range(2, order + 1):
-        ends = np.flatnonzero(position >= n - 1).astype(np.int32)
-        keys = ids[ends - 1].astype(np.int64)
-        keys *= vocabulary
-        keys += stream[ends]
-        order_of = np.argsort(keys, kind="stable")
-        keys = keys[order_of]
-        ends = ends[order_of]
-        del order_of  # np.unique would hold four such arrays at once
-        fresh = np.ones(len(keys), bool)
-        np.not_equal(keys[1:], keys[:-1], out=fresh[1:])
-        first = np.flatnonzero(fresh)
-        key = keys[first]
-        del keys
-        suffix, at_start = ids[ends[first]], counts[-1].at_start[key // vocabulary]
-        raw = np.diff(np.append(first, len(ends)))
-        counts.append(_Counts(key, suffix, raw.astype(np.int32), at_start))
-        row = np.cumsum(fresh, dtype=np.int32) - np.int32(1)
-        ids = np.full(len(stream), -1, np.int32)
-        ids[ends] = row
-        del ends, row, fresh, first
+        ends = ends[stream[ends] != END]
+        contexts = ids[ends]
+        ends += 1
+        rows = np.empty_like(ends)
+        found = [(nothing[:0],) * 4]
+        size = 0
+        for part in _parts(contexts):
+            context, end = contexts[part], ends[part]
+            key = context.astype(np.int64) * vocabulary + stream[end]
+            by_key = np.argsort(key)  # the order of equal ones does not matter
+            end, key = end[by_key], key[by_key]
+            fresh = np.diff(key, prepend=-1) != 0
+            first = np.flatnonzero(fresh)
+            some = end[first]
+            times = np.diff(first, append=len(key)).astype(np.int32)
+            found.append((context[first], stream[some], ids[some], times))
+            ends[part] = end
+            rows[part] = np.cumsum(fresh) + (size - 1)
+            size += len(first)
+        ids[ends] = rows
+        del contexts, rows
+        context, word, suffix, raw = map(np.concatenate, zip(*found, strict=True))
+        del found
+        edges = np.array([at_start.start, at_start.stop], np.int32)
+        at_start = slice(*np.searchsorted(context, edges).tolist())
         on_stage(f"{n}-grams counted")
-    return counts
+        yield _Counts(context, word, suffix, raw, at_start)
 
 
-def _adjusted(counts: Sequence[_Counts], n: int) -> np.ndarray:
+def _parts(ascending: np.ndarray) -> Iterator[slice]:
+    """Parts of about ``PART`` elements, equal ones together, so that little is held beside them."""
+    start = 0
+    while start < len(ascending):
+        last = ascending[min(start + PART, len(ascending)) - 1]
+        stop = int(np.searchsorted(ascending, last, side="right"))
+        yield slice(start, stop)
+        start = stop
+
+
+def _adjusted(here: _Counts, above: _Counts | None, n: int) -> np.ndarray:
     """Kneser-Ney counts: distinct words seen before the n-gram; raw at the top and after <s>."""
-    here = counts[n - 1]
-    if n == len(counts):
-        adjusted = here.raw.copy()
-    else:
-        before = np.bincount(counts[n].suffix, minlength=len(here.key))
-        adjusted = np.where(here.at_start, here.raw, before)
+    adjusted = here.raw.copy()
+    if above:
+        adjusted = np.bincount(above.suffix, minlength=len(here.raw)).astype(np.int32)
+        adjusted[here.at_start] = here.raw[here.at_start]
     if n == 1:
         adjusted[BEGIN] = 0  # never predicted
     return adjusted
@@ -339,28 +353,43 @@ def _discounts(adjusted: np.ndarray, n: int, notes: list[str]) -> tuple[float, f
 
 
 def _add_order(
-    below: list[Order],
+    orders: list[Order],
+    below: np.ndarray,
     counts: _Counts,
     adjusted: np.ndarray,
     discount: np.ndarray,
     kept: np.ndarray,
 ) -> list[Order]:
-    """Probabilities of the next order, and the back-off factors of its contexts."""
-    vocabulary = len(below[0].key) if below else len(counts.key)
-    contexts = len(below[-1].key) if below else 1
-    context = counts.key // vocabulary  # all 0 for unigrams
-    taken = discount[np.minimum(adjusted, 3)]
-    total = np.bincount(context, adjusted, contexts)
-    # the lower order gets the discounts of what is kept and all of what is pruned
-    freed = np.bincount(context, np.where(kept, taken, adjusted), contexts)
-    seen = total > 0
-    backoff = np.divide(freed, total, out=np.ones(contexts), where=seen)
-    own = np.divide(adjusted - taken, total[context], out=np.zeros(len(context)), where=kept)
-    if below:
-        probability = own + backoff[context] * below[-1].probability[counts.suffix]
-        below = [*below[:-1], below[-1]._replace(backoff=backoff)]
+    """Probabilities of the next order, and the back-off factors of its contexts.
+
+    ``below`` says what is kept of the order below. An n-gram that is kept has a kept begin and end,
+    since they were seen as often.
+    """
+    backoff = np.ones(len(below))
+    probability = np.empty(int(kept.sum()))
+    rows = np.cumsum(below, dtype=np.int32) - np.int32(1)  # among the kept ones
+    done = 0
+    for part in _parts(counts.context):
+        first = counts.context[part.start]
+        context, count, stays = counts.context[part] - first, adjusted[part], kept[part]
+        taken = discount[np.minimum(count, 3)]
+        total = np.bincount(context, count)
+        # the lower order gets the discounts of what is kept and all of what is pruned
+        freed = np.bincount(context, np.where(stays, taken, count))
+        factor = np.divide(freed, total, out=np.ones(len(total)), where=total > 0)
+        backoff[first : first + len(total)] = factor
+        context = context[stays]
+        own = (count - taken)[stays] / total[context]
+        if orders:
+            shorter = orders[-1].probability[rows[counts.suffix[part][stays]]]
+            own += factor[context] * shorter
+        else:
+            own += factor[0] / (len(kept) - 1)  # <s> is not a word to predict
+        probability[done : done + len(own)] = own
+        done += len(own)
+    if orders:
+        orders = [*orders[:-1], orders[-1]._replace(backoff=backoff[below])]
     else:
-        probability = own + backoff[0] / (vocabulary - 1)  # <s> is not a word to predict
         probability[BEGIN] = 1.0  # by convention of ARPA writers; never asked for
-    none = np.ones(len(context))
-    return [*below, Order(counts.key, counts.suffix, probability, none, kept)]
+    columns = rows[counts.context[kept]], counts.word[kept], rows[counts.suffix[kept]]
+    return [*orders, Order(*columns, probability, np.broadcast_to(1.0, done))]

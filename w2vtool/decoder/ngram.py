@@ -29,6 +29,7 @@ import numpy as np
 from w2vtool.errors import DataError
 
 UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
+PART = 1 << 18  # states worked on at once
 FORM = 1  # of the saved file; another number is not read
 
 
@@ -78,9 +79,9 @@ class OrderTable(NamedTuple):
     ``backoff`` is the log10 weight of the n-gram as a history.
     """
 
-    context: np.ndarray  # int64 [R]
+    context: np.ndarray  # int32 or int64 [R]
     word: np.ndarray  # int32 [R]
-    suffix: np.ndarray  # int64 [R]
+    suffix: np.ndarray  # int32 or int64 [R]
     log10: np.ndarray  # float32 [R]
     backoff: np.ndarray  # float32 [R]
 
@@ -203,64 +204,47 @@ def load(path: Path, shown: Path | None = None) -> NGram:
 
 def assemble(words: Sequence[str], orders: Sequence[OrderTable], path: Path) -> NGram:
     """Make states and arcs from tables. ``words`` hold ``<s>``, ``</s>`` and ``<unk>``."""
-    states, size = _number_states(orders)
-    sources, targets = [np.zeros(len(words), np.int64)], []
-    backoff, back = [np.zeros(1, np.float32)], [np.zeros(1, np.int32)]
-    reached = np.zeros(1, np.int32)  # by each n-gram of the order below
-    for n, table in enumerate(orders):
-        own_R = states[n]
-        if n:
-            sources.append(states[n - 1][table.context])
-        shorter_R = reached[table.suffix]
-        reached = np.where(own_R >= 0, own_R, shorter_R).astype(np.int32)
-        targets.append(reached)
-        backoff.append(table.backoff[own_R >= 0].astype(np.float32))
-        back.append(shorter_R[own_R >= 0])
-    source_A = np.concatenate(sources)
-    first = np.zeros(size + 1, np.int64)
-    np.cumsum(np.bincount(source_A, minlength=size), out=first[1:])
-    word_A = np.concatenate([table.word for table in orders]).astype(np.int32)
-    log10_A = np.concatenate([table.log10 for table in orders]).astype(np.float32)
-    held, shorter = np.concatenate(backoff), np.concatenate(back)
     words = tuple(words)
+    size, low = 1, 0  # states by now, and the first one of the order below
+    states = reached = np.zeros(1, np.int32)  # own (or -1) and reached, by n-grams of that order
+    arcs, targets = [], []
+    backoff, back = [np.zeros(1, np.float32)], [np.zeros(1, np.int32)]
+    for table, above in zip(orders, [*orders[1:], None], strict=True):
+        arcs.append(np.bincount(states[table.context] - low, minlength=size - low))
+        useful_R = np.zeros(len(table.word), bool)
+        if above is not None:
+            useful_R = table.backoff != 0
+            useful_R[above.context] = True
+        number_R = np.cumsum(useful_R, dtype=np.int32) + np.int32(size - 1)
+        states, low = np.where(useful_R, number_R, np.int32(-1)), size
+        size += int(useful_R.sum())
+        shorter_R = reached[table.suffix]
+        reached = np.where(useful_R, states, shorter_R)
+        targets.append(reached)
+        backoff.append(table.backoff[useful_R].astype(np.float32))
+        back.append(shorter_R[useful_R])
+    begin = int(targets[0][words.index(BEGIN)])
+    del states, reached, number_R, shorter_R  # large ones
+    target_A, first = np.concatenate(targets), np.zeros(size + 1, np.int64)
+    del targets
+    np.cumsum(np.concatenate(arcs), out=first[1:])
+    del arcs
+    held, shorter = np.concatenate(backoff), np.concatenate(back)
+    del backoff, back
+    word_A = np.concatenate([table.word for table in orders], dtype=np.int32)
+    log10_A = np.concatenate([table.log10 for table in orders], dtype=np.float32)
+    ends = np.flatnonzero(word_A == words.index(END))
+    last = np.full(size, np.nan, np.float32)
+    last[np.searchsorted(first, ends, side="right") - 1] = log10_A[ends]
+    _back_off(last, held, shorter)
     return NGram(
-        path=path,
-        order=len(orders),
-        words=words,
-        begin=int(targets[0][words.index(BEGIN)]),
-        first=first,
-        word=word_A,
-        log10=log10_A,
-        target=np.concatenate(targets),
-        backoff=held,
-        back=shorter,
-        last=_finals(source_A, word_A == words.index(END), log10_A, held, shorter),
+        path, len(orders), words, begin, first, word_A, log10_A, target_A, held, shorter, last
     )
 
 
-def _number_states(orders: Sequence[OrderTable]) -> tuple[list[np.ndarray], int]:
-    """For every n-gram its number as a state, or -1; and how many there are with the empty one."""
-    states, size = [], 1
-    for n, table in enumerate(orders):
-        useful_R = np.zeros(len(table.word), bool)
-        if n + 1 < len(orders):
-            useful_R = table.backoff != 0
-            useful_R[orders[n + 1].context] = True
-        states.append(np.where(useful_R, size - 1 + np.cumsum(useful_R), -1))
-        size += int(useful_R.sum())
-    return states, size
-
-
-def _finals(
-    source_A: np.ndarray,
-    ends_A: np.ndarray,
-    log10_A: np.ndarray,
-    backoff_S: np.ndarray,
-    back_S: np.ndarray,
-) -> np.ndarray:
-    """log10 P(</s>) in every state: its own, or what backing off gives."""
-    last_S = np.full(len(backoff_S), np.nan, np.float32)
-    last_S[source_A[ends_A]] = log10_A[ends_A]
-    while (open_ := np.flatnonzero(np.isnan(last_S))).size:  # once for each order
-        last_S[open_] = backoff_S[open_] + last_S[back_S[open_]]
-    return last_S
+def _back_off(last_S: np.ndarray, backoff_S: np.ndarray, back_S: np.ndarray) -> None:
+    """Fill in log10 P(</s>) where it is not a number. States back off to those before them."""
+    for start in range(0, len(last_S), PART):
+        part = last_S[start : start + PART]
+        while (open_ := start + np.flatnonzero(np.isnan(part))).size:
+            last_S[open_] = backoff_S[open_] + last_S[back_S[open_]]

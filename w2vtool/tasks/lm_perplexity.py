@@ -1,7 +1,7 @@
 """How well a language model predicts a text: its perplexity, and the words that it does not know.
 
-Goes in: a model, and text files (``.gz`` too) or manifests. Goes out: perplexity with and without
-the unknown words, for each file and for all of them.
+Goes in: a model, and text files (``.gz``, ``.bz2``, ``.xz`` too) or manifests. Goes out:
+perplexity with and without the unknown words, for each file and for all of them.
 """
 
 from __future__ import annotations
