@@ -81,6 +81,15 @@ class Cache:
             self.write(rows, arrays)
 
 
+def origin(path: Path, precision: Precision, batch_seconds: float) -> dict[str, Any]:
+    """What log-probabilities depend on beside the rows; ``path`` is the checkpoint's."""
+    return {
+        "checkpoint": checkpoint.fingerprint(path),
+        "precision": precision,
+        "batch": batch_seconds,
+    }
+
+
 def _heard(job: Job) -> dict[str, Any]:
     """What log-probabilities depend on of a row."""
     return {key: value for key, value in emissions.identify(job).items() if key not in _NOT_HEARD}

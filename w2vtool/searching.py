@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from w2vtool.errors import ConfigError, DataError
+from w2vtool.errors import ConfigError, DataError, shortened
 from w2vtool.schema import Config, knob
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from w2vtool.tokens import Tokens
 
 SearchName = Literal["auto", "greedy", "lexicon", "open", "tokens"]
-_SHOWN = 20
 _LISTS = (".txt", ".tsv", ".lst")  # of hotwords: what is named so is no word
 
 
@@ -103,7 +102,7 @@ class SearchConfig(Config):
     beam: BeamConfig = knob(BeamConfig(), "The beam search.")
 
 
-class Decoding(Protocol):
+class Stream(Protocol):
     """An utterance whose frames come bit by bit."""
 
     def step(self, logp_TV: np.ndarray) -> str:
@@ -119,7 +118,7 @@ class Decoder(Protocol):
     def batch(self, emissions: Sequence[np.ndarray]) -> list[list[Hypothesis]]:
         """Hypotheses of each utterance, best first."""
 
-    def stream(self) -> Decoding:
+    def stream(self) -> Stream:
         """A new utterance."""
 
 
@@ -193,9 +192,8 @@ def read_hotwords(config: SearchConfig) -> dict[str, float]:
         elif phrase.strip():
             found[" ".join(phrase.split())] = value
     if problems:
-        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise DataError(
-            "\n  ".join(["hotwords that cannot be read", *problems[:_SHOWN], *more]),
+            "\n  ".join(["hotwords that cannot be read", *shortened(problems)]),
             hint="WORDS, or WORDS<TAB>WEIGHT with a number",
         )
     return found

@@ -368,7 +368,8 @@ def test_the_bar_of_a_stream_counts_the_audio_of_a_recording_that_is_not_done(
     monkeypatch.setattr(console.Progress, "update", watch)
     words = ("decode", "--checkpoint", tiny_ctc, "a.wav", "--stream", "chunk.seconds=2")
     assert "10/10 s of audio" in w2v(*words).err
-    assert seen == [0, 2, 4, 6, 8, 10, 10]
+    assert [*dict.fromkeys(seen)] == [0, 2, 4, 6, 8, 10]
+    assert seen == sorted(seen)
 
 
 # -- what is written -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from streams import bit_by_bit
 
 from w2vtool.decoder import lexicon as lexicons
 from w2vtool.decoder.beam import BeamOptions, Search
@@ -122,15 +123,8 @@ def test_frames_may_come_in_any_pieces(
 ) -> None:
     search, draw = made(mode, engine, lms), random.Random(mode)
     for logp_TV in utterances(1):
-        stream, at, committed = search.stream(), 0, ""
-        while at < len(logp_TV):
-            size = draw.choice([0, 1, 1, 2, 5, 11])
-            now = stream.step(logp_TV[at : at + size])
-            assert now.startswith(committed)
-            committed, at = now, at + size
-        ended = stream.finish()
-        same(ended, search(logp_TV))
-        assert all(h.text.startswith(committed) for h in ended)
+        found = bit_by_bit(search, logp_TV, lambda: draw.choice([0, 1, 1, 2, 5, 11]))
+        same(found, search(logp_TV))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

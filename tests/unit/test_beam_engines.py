@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from streams import bit_by_bit, stays_small
 
 from w2vtool.decoder import kenlm_binary, results
 from w2vtool.decoder import lexicon as lexicons
@@ -134,33 +135,47 @@ def test_frames_that_come_bit_by_bit_give_the_same(
     search = made(engine, lm, folder, mode, hot=True, times=True)
     text = "GO UP STOP ONE QUICKLY TWO ON OFF"
     logp_TV = spoken(text, seed, noise=2)
-    stream, committed, rng = search.stream(), "", random.Random(seed)
-    at = 0
-    while at < len(logp_TV):
-        size = rng.choice([0, 1, 2, 7, 20])
-        now = stream.step(logp_TV[at : at + size])
-        assert now.startswith(committed)
-        committed, at = now, at + size
-    final = stream.finish()
-    same(final, search(logp_TV))
-    assert all(h.text.startswith(committed) for h in final)
+    rng = random.Random(seed)
+    same(bit_by_bit(search, logp_TV, lambda: rng.choice([0, 1, 2, 7, 20])), search(logp_TV))
 
 
 @pytest.mark.parametrize("engine", ["numba", "torch"])
 def test_a_long_stream_settles_its_text_and_stays_small(lm: LanguageModel, engine: str) -> None:
     search = Search(LETTERS, LEXICON, lm, BeamOptions(times=True), engine=engine)  # type: ignore[arg-type]
     logp_TV = spoken("GO UP STOP ONE", 0, noise=1.5)
-    stream, rows, frames = search.stream(), [], []
-    for _ in range(25):
-        stream.step(logp_TV)
-        rows.append(len(stream._beam.trace.token))
-        frames.append(sum(map(len, stream._frames)))
-    assert stream.committed.split()[:40] == ["GO", "UP", "STOP", "ONE"] * 10
-    assert max(rows) < 20 * len(logp_TV)
-    assert max(frames) < 2 * len(logp_TV)
-    words = stream.finish()[0].words
-    assert [span.text for span in words] == ["GO", "UP", "STOP", "ONE"] * 25
-    assert all(a.end <= b.begin for a, b in itertools.pairwise(words))
+    stays_small(search, logp_TV, "GO UP STOP ONE", times=25, rows=20)
+
+
+@pytest.mark.parametrize("engine", ["numba", "torch"])
+def test_a_word_ends_where_many_letters_may_follow_it(tmp_path: Path, engine: str) -> None:
+    letters = "BCDEFGHIJKLMNOPQRSTUVWYZ"  # "A" is a word, and the begin of 24 others
+    words = ["X", "A", *("A" + letter for letter in letters)]
+    unigrams = [
+        ("<unk>", -5),
+        ("<s>", -99),
+        ("</s>", -5),
+        ("X", -0.5),
+        *((w, -9) for w in words[1:]),
+    ]
+    bigrams = ["-0.1\tX A", "-0.1\tA </s>", "-8\tX </s>"]
+    head = f"\\data\\\nngram 1={len(unigrams)}\nngram 2={len(bigrams)}\n\n\\1-grams:\n"
+    ones = "".join(f"{log10}\t{word}\t0\n" for word, log10 in unigrams)
+    tmp_path.joinpath("lm.arpa").write_text(
+        head + ones + "\n\\2-grams:\n" + "\n".join(bigrams) + "\n\n\\end\\\n"
+    )
+    frames = [
+        {"X": -0.01},
+        {"|": -0.01},
+        {"A": -0.5, "<s>": -1.0},
+        {"<s>": -0.2, "B": -3.0, "|": -3.2},  # what "A" paid in advance comes back with the "|"
+    ]
+    logp_TV = np.full((len(frames), len(LETTERS)), -30.0)
+    for row, frame in enumerate(frames):
+        for symbol, logp in frame.items():
+            logp_TV[row, LETTERS.symbols.index(symbol)] = logp
+    lexicon = lexicons.from_words(words, LETTERS)
+    search = Search(LETTERS, lexicon, open_lm(tmp_path / "lm.arpa"), engine=engine)  # type: ignore[arg-type]
+    assert search(logp_TV)[0].text == "X A"
 
 
 def test_nothing_is_settled_while_hypotheses_disagree() -> None:

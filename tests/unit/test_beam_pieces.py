@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from streams import stays_small
 
 from w2vtool import vocabulary
 from w2vtool.decoder import lexicon as lexicons
@@ -292,14 +293,4 @@ def test_a_long_stream_settles_its_text_and_stays_small(
     options = BeamOptions(mode="open", times=True)
     search = Search(tokens, None, models["words"], options, engine=engine)  # type: ignore[arg-type]
     logp_TV = spoken(spelled("GO UP STOP ONE", tokens, 1), tokens, 1, noise=1.0)
-    stream, rows, frames = search.stream(), [], []
-    for _ in range(20):
-        stream.step(logp_TV)
-        rows.append(len(stream._beam.trace.token))
-        frames.append(sum(map(len, stream._frames)))
-    assert stream.committed.split()[:40] == ["GO", "UP", "STOP", "ONE"] * 10
-    assert max(rows) < 30 * len(logp_TV)
-    assert max(frames) < 2 * len(logp_TV)
-    words = stream.finish()[0].words
-    assert [span.text for span in words] == ["GO", "UP", "STOP", "ONE"] * 20
-    assert all(a.end <= b.begin for a, b in itertools.pairwise(words))
+    stays_small(search, logp_TV, "GO UP STOP ONE", times=20, rows=30)

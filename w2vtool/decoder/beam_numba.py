@@ -26,12 +26,23 @@ import numpy as np
 from numba import njit
 
 from w2vtool.decoder import beams, kernels, kernels_open
-from w2vtool.decoder.beams import BLANK, PLACES, TOKEN, TOKEN_TRACE, Beam, Trace
+from w2vtool.decoder.beams import (
+    BLANK,
+    BLANK_TRACE,
+    HOT,
+    LM,
+    NODE,
+    PLACES,
+    TOKEN,
+    TOKEN_TRACE,
+    Beam,
+    Trace,
+)
 from w2vtool.decoder.kernels import (
     NEW,
     WORD,
+    Map,
     Rules,
-    Trie,
     compiled,
     join,
     mix,
@@ -42,6 +53,7 @@ from w2vtool.decoder.kernels import (
 from w2vtool.decoder.kernels_open import end_unknown, spell_freely
 from w2vtool.decoder.ngram import NGram
 from w2vtool.decoder.options import BeamOptions
+from w2vtool.decoder.planting import ROOT
 from w2vtool.decoder.search_space import Space
 from w2vtool.errors import ConfigError
 
@@ -58,7 +70,7 @@ class Engine:
                 where=str(space.lm.path),
                 hint="give the ARPA file, or choose the torch engine",
             )
-        self._trie = Trie(**{name: getattr(space, name) for name in Trie._fields})
+        self._trie = Map(**{name: getattr(space, name) for name in Map._fields})
         self._rules = _rules(space, options)
         self._arcs, self._hot, self._threads = tuple(space.arcs), tuple(space.hot), threads
 
@@ -144,7 +156,7 @@ def _active(e, blank, threshold):  # type: ignore[no-untyped-def]
 def _room(trie, places, tokens):  # type: ignore[no-untyped-def]
     """How many candidates a frame can have."""
     bound = 0
-    for node in places[:, 2]:
+    for node in places[:, NODE]:
         bound += 2 + tokens
         if node >= 0:
             bound += trie.fan[node]
@@ -182,15 +194,16 @@ def _keep_best_histories(pool, total):  # type: ignore[no-untyped-def]
         if total[row] == -np.inf:
             pool.spots[row] = -1
             continue
-        lm, hot, node = pool.places[row, 0], pool.places[row, 1], pool.places[row, 2]
+        lm, hot = pool.places[row, LM], pool.places[row, HOT]
+        node = pool.places[row, NODE]
         spot = mix(mix(lm, hot), node) & mask
         pool.spots[row] = -1
         while pool.table[spot] >= 0:
             there = pool.table[spot]
             if (
-                pool.places[there, 0] == lm
-                and pool.places[there, 1] == hot
-                and pool.places[there, 2] == node
+                pool.places[there, LM] == lm
+                and pool.places[there, HOT] == hot
+                and pool.places[there, NODE] == node
             ):
                 break
             spot = (spot + 1) & mask
@@ -246,12 +259,12 @@ def _frame(pool, rules, trie, arcs, hot, e, active, places, scores):  # type: ig
     floor = e[active[-1]]
     ends = rules.open and rules.separator >= 0 and e[rules.separator] >= floor
     for k in range(len(places)):
-        node = places[k, 2]
+        node = places[k, NODE]
         if node >= 0:
             spell(pool, rules, trie, arcs, hot, e, active, places[k], scores[k])
         if rules.open:
             spell_freely(pool, rules, trie, arcs, hot, e, active, places[k], scores[k])
-            if ends and node != 0:
+            if ends and node != ROOT:
                 end_unknown(pool, rules, trie, arcs, hot, e, places[k], scores[k])
 
 
@@ -298,7 +311,7 @@ def _compile(stamp: int) -> Any:
             if sure and blank:
                 for k in range(len(places)):
                     if scores[k, TOKEN] > scores[k, BLANK]:
-                        places[k, 5] = places[k, 6]
+                        places[k, BLANK_TRACE] = places[k, TOKEN_TRACE]
                     scores[k, BLANK] = (
                         join(rules, scores[k, BLANK], scores[k, TOKEN]) + e[rules.blank]
                     )

@@ -284,19 +284,19 @@ class Engine:
         slot, token = self._pairs(slots, frame, limit - frame.top - gain - self._most_free)
         root = (node == ROOT) | (node >= self.space.first_root)
         may = torch.where(root[slot], m.may_begin[token], m.may_follow[token])
-        rows = torch.nonzero(may).squeeze(1)
+        rows = true(may)
         slot, token = slot[rows], token[rows]
         total, before = self._after(slots, frame, slot, token)
         total = total + gain[slot] + options.unk_letter_score * m.size[token]
         below = self._child(node[slot], token)
         spelled = self._letters(slots)[slot] * m.power[token] + m.code[token]
-        rows = torch.nonzero((total > limit[slot]) & (below < 0)).squeeze(1)
+        rows = true((total > limit[slot]) & (below < 0))
         target = (spelled[rows] + m.salt[token[rows]]) | FREE
         found = self._new(slots, slot[rows], total[rows], before[rows], token[rows], target)
         if self.space.separator >= 0:
             return [found]
         whole = (m.size[token] > 0) & ((below < 0) | (m.final[below.clamp(min=0)] == NEVER))
-        rows = torch.nonzero(whole & (total > NEVER)).squeeze(1)
+        rows = true(whole & (total > NEVER))
         reached = slot[rows], total[rows], before[rows]
         return [found, self._end_freely(slots, frame, lm, reached, token[rows], spelled[rows])]
 
@@ -315,7 +315,7 @@ class Engine:
         log10, next_lm = lm(places[:, LM], torch.full_like(slot, self.space.unknown_row))
         gain, next_hot = self._hot(places[:, HOT], torch.zeros_like(slot))
         total = total + self.options.lm_weight * log10 + gain - self._unknown_look
-        rows = torch.nonzero(total > frame.limit[slots.utterance[slot]]).squeeze(1)
+        rows = true(total > frame.limit[slots.utterance[slot]])
         landing = self._map.landing[token[rows]]
         found = self._new(slots, slot[rows], total[rows], before[rows], token[rows], landing)
         found.places[:, LM], found.places[:, HOT] = next_lm[rows], next_hot[rows]
@@ -330,7 +330,7 @@ class Engine:
         on_trie = node.clamp(min=0)
         worth = frame.tried[slots.utterance, separator] > NEVER
         may = (node != ROOT) & worth & ((node < 0) | ~m.has_end[on_trie])
-        slot = torch.nonzero(may).squeeze(1)
+        slot = true(may)
         node, on_trie = node[slot], on_trie[slot]
         inside = options.unk_score + options.unk_letter_score * m.depth[on_trie] - m.look[on_trie]
         total = frame.top[slot] + frame.e[slots.utterance[slot], separator] + options.sil_score
@@ -340,7 +340,7 @@ class Engine:
         log10, next_lm = lm(places[:, LM], row)
         gain, next_hot = self._hot(places[:, HOT], torch.zeros_like(slot))
         total = total + options.lm_weight * log10 + gain
-        rows = torch.nonzero(total > frame.limit[slots.utterance[slot]]).squeeze(1)
+        rows = true(total > frame.limit[slots.utterance[slot]])
         slot = slot[rows]
         token = torch.full_like(slot, separator)
         root = torch.full_like(slot, ROOT)

@@ -8,13 +8,12 @@ its words and tokens if times are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from w2vtool.decoder.greedy import Hypothesis, Span, check_emissions
-from w2vtool.text import WORD_END
-from w2vtool.tokens import SPECIALS, WORD_BEGIN, Tokens
+from w2vtool.decoder.greedy import Hypothesis, Span, best_tokens, words_of
+from w2vtool.tokens import Tokens
 
 
 class BestPath:
@@ -47,10 +46,7 @@ class BestPathStream:
 
     def step(self, logp_TV: np.ndarray) -> str:
         """Take the next frames; gives the transcript so far. Raises DataError."""
-        logp_TV = check_emissions(logp_TV, self._tokens)
-        best_T = logp_TV.argmax(axis=1)
-        top_T = logp_TV.max(axis=1, initial=-np.inf).astype(np.float64)
-        best_T[np.isneginf(top_T)] = self._tokens.blank
+        best_T, top_T = best_tokens(logp_TV, self._tokens)
         self._total += float(top_T.sum())
         first_R = np.flatnonzero(np.diff(best_T, prepend=-1) != 0)
         ends = np.append(first_R[1:], len(best_T))
@@ -70,22 +66,8 @@ class BestPathStream:
         if self._times:
             symbols = self._tokens.symbols
             spans = tuple(Span(symbols[token], begin, end) for token, begin, end in self._runs)
-            found = found._replace(words=tuple(_words(spans)), tokens=spans)
+            found = found._replace(words=tuple(words_of(spans)), tokens=spans)
         return [found]
 
     def _text(self) -> str:
         return self._tokens.decode([token for token, _, _ in self._runs])
-
-
-def _words(spans: tuple[Span, ...]) -> Iterator[Span]:
-    """What lies between separators, or before a piece that begins a word; without ``<unk>``."""
-    word: list[Span] = []
-    for span in (*spans, Span(WORD_END, 0, 0)):
-        if word and (span.text == WORD_END or span.text.startswith(WORD_BEGIN)):
-            letters = "".join(part.text for part in word).removeprefix(WORD_BEGIN)
-            heard = [part for part in word if part.text != WORD_BEGIN]
-            if letters:
-                yield Span(letters, heard[0].begin, heard[-1].end)
-            word = []
-        if span.text not in (WORD_END, *SPECIALS):
-            word.append(span)

@@ -8,12 +8,14 @@ type that the beam search shares.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from w2vtool.errors import DataError
-from w2vtool.tokens import Tokens
+from w2vtool.text import WORD_END
+from w2vtool.tokens import SPECIALS, WORD_BEGIN, Tokens
 
 
 class Span(NamedTuple):
@@ -47,14 +49,37 @@ def greedy(logp_TV: np.ndarray, tokens: Tokens) -> Hypothesis:
     ``logp_TV`` holds natural logs; T may be 0. A frame without any finite value counts as blank.
     Raises DataError for a wrong width or NaN.
     """
-    logp_TV = check_emissions(logp_TV, tokens)
-    best_T = logp_TV.argmax(axis=1)
-    top_T = logp_TV.max(axis=1, initial=-np.inf).astype(np.float64)
-    best_T[np.isneginf(top_T)] = tokens.blank
+    best_T, top_T = best_tokens(logp_TV, tokens)
     changed_T = np.diff(best_T, prepend=-1) != 0
     ids = best_T[changed_T & (best_T != tokens.blank)].tolist()
     total = float(top_T.sum())
     return Hypothesis(tokens.decode(ids), total, total, 0.0)
+
+
+def best_tokens(logp_TV: np.ndarray, tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
+    """The best token of each frame, blank where no value is finite, and its log-probability.
+
+    Raises DataError for a wrong width or NaN.
+    """
+    logp_TV = check_emissions(logp_TV, tokens)
+    best_T = logp_TV.argmax(axis=1)
+    top_T = logp_TV.max(axis=1, initial=-np.inf).astype(np.float64)
+    best_T[np.isneginf(top_T)] = tokens.blank
+    return best_T, top_T
+
+
+def words_of(spans: tuple[Span, ...]) -> Iterator[Span]:
+    """What lies between separators, or before a piece that begins a word; without ``<unk>``."""
+    word: list[Span] = []
+    for span in (*spans, Span(WORD_END, 0, 0)):
+        if word and (span.text == WORD_END or span.text.startswith(WORD_BEGIN)):
+            letters = "".join(part.text for part in word).removeprefix(WORD_BEGIN)
+            heard = [part for part in word if part.text != WORD_BEGIN]
+            if letters:
+                yield Span(letters, heard[0].begin, heard[-1].end)
+            word = []
+        if span.text not in (WORD_END, *SPECIALS):
+            word.append(span)
 
 
 def check_emissions(logp_TV: Any, tokens: Tokens) -> np.ndarray:

@@ -15,40 +15,10 @@ Source: Aho & Corasick 1975; NeMo's boosting tree has the same idea of scores on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 
-
-class Arcs(NamedTuple):
-    """What a search needs of an n-gram model or of hot phrases; fields as in ``NGram``."""
-
-    first: np.ndarray  # int64 [S + 1]
-    word: np.ndarray  # int32 [A]
-    score: np.ndarray  # float32 [A]
-    target: np.ndarray  # int32 [A]
-    backoff: np.ndarray  # float32 [S]
-    back: np.ndarray  # int32 [S]
-    last: np.ndarray  # float32 [S]
-
-
-def nothing() -> Arcs:
-    """Arcs that score every word (all are row 0) with 0."""
-    one, rows = np.zeros(1, np.float32), np.zeros(1, np.int32)
-    return Arcs(np.array([0, 1]), rows, one, rows, one, rows, one)
-
-
-def step(arcs: Arcs, state: int, word: int) -> tuple[float, int]:
-    """The score of a word in a state, and the state after it."""
-    total = 0.0
-    while state:
-        low, high = arcs.first[state : state + 2].tolist()
-        arc = low + int(np.searchsorted(arcs.word[low:high], word))
-        if arc < high and arcs.word[arc] == word:
-            return total + float(arcs.score[arc]), int(arcs.target[arc])
-        total += float(arcs.backoff[state])
-        state = int(arcs.back[state])
-    return total + float(arcs.score[word]), int(arcs.target[word])
+from w2vtool.decoder.arcs import Arcs
 
 
 def automaton(phrases: Mapping[tuple[int, ...], float], words: int) -> Arcs:

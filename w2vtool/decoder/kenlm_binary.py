@@ -19,7 +19,7 @@ from typing import Any
 from w2vtool.decoder.ngram import BEGIN, END, UNKNOWN, LanguageModel
 from w2vtool.errors import DataError
 
-_MAGIC = b"mmap lm "
+MAGIC = b"mmap lm "
 _HEAD = struct.Struct("<100x?7xQ")  # whether words are kept, and how many there are
 _TRIAL_SECONDS = 120
 _TRIAL = """
@@ -94,7 +94,7 @@ def read(path: Path) -> KenLM:
             where=str(path),
             hint="give the ARPA file instead, or: pip install ufal-kenlm",
         ) from None
-    if _head(path).startswith(_MAGIC):  # the package reads ARPA files too
+    if _head(path).startswith(MAGIC):  # the package reads ARPA files too
         _try_out(path)
     config = Config()
     config.show_progress = False
@@ -151,7 +151,7 @@ def _words(path: Path) -> list[str] | None:
     KenLM's binary_format.cc.
     """
     kept, count = _HEAD.unpack(_head(path).ljust(_HEAD.size, b"\0"))
-    if not kept or not _head(path).startswith(_MAGIC):
+    if not kept or not _head(path).startswith(MAGIC):
         return []
     size, tail, whole = 1 << 16, b"", path.stat().st_size
     while tail.count(b"\0") <= count and len(tail) < whole:

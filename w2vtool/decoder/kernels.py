@@ -33,7 +33,7 @@ from w2vtool.decoder.planting import ROOT
 MEMO = 4096  # a power of 2
 WIDE = 8  # a node with so many children for each token is asked token by token
 NEW, WORD = PLACES, PLACES + 1  # more columns of a candidate: its new token, the word completed
-PART = 2  # and of its scores: the best of those that make its token score
+BEST_PATH = 2  # one more column of its scores: the best one of those that its token score sums
 
 
 def compiled(function: Any, **given: Any) -> Any:
@@ -57,7 +57,7 @@ def inlined(function: Any) -> Any:
     return compiled(function, inline="always")
 
 
-class Trie(NamedTuple):
+class Map(NamedTuple):
     """What the compiled code reads of a Space; see there."""
 
     child_begin: Any
@@ -133,7 +133,7 @@ def mix(a, b):  # type: ignore[no-untyped-def]
 
 @inlined
 def query(arcs, state, word):  # type: ignore[no-untyped-def]
-    """The score of a word in a state, and the state after it; see ``hotwords.step``."""
+    """The score of a word in a state, and the state after it; see ``arcs.step``."""
     first, words, score, target, backoff, back, _ = arcs
     total = 0.0
     while state != 0:
@@ -214,7 +214,7 @@ def _find(pool, by_history, lm, hot, node, history):  # type: ignore[no-untyped-
     places[row, LM], places[row, HOT], places[row, NODE] = lm, hot, node
     places[row, HISTORY] = history
     places[row, BLANK_TRACE] = places[row, TOKEN_TRACE] = places[row, NEW] = -1
-    pool.scores[row, BLANK] = pool.scores[row, TOKEN] = pool.scores[row, PART] = -np.inf
+    pool.scores[row, BLANK] = pool.scores[row, TOKEN] = pool.scores[row, BEST_PATH] = -np.inf
     return row
 
 
@@ -226,12 +226,12 @@ def reach(  # type: ignore[no-untyped-def]
     row = _find(pool, rules.by_history, lm, hot, node, history)
     there = pool.scores[row, TOKEN]
     pool.places[row, LAST] = token
-    if score > pool.scores[row, PART]:
+    if score > pool.scores[row, BEST_PATH]:
         pool.places[row, TOKEN_TRACE] = before
         pool.places[row, NEW] = token
         pool.places[row, WORD] = word
         pool.log10[row] = log10
-        pool.scores[row, TOKEN] = pool.scores[row, PART] = score
+        pool.scores[row, TOKEN] = pool.scores[row, BEST_PATH] = score
         if score > pool.best[0] and not rules.summing:
             pool.best[0] = score
     if rules.summing:
@@ -256,7 +256,7 @@ def stay(pool, rules, e, places, scores):  # type: ignore[no-untyped-def]
         row = _find(pool, rules.by_history, places[k, LM], places[k, HOT], node, places[k, HISTORY])
         pool.places[row, LAST] = last
         pool.scores[row, BLANK] = top + e[rules.blank]
-        pool.scores[row, TOKEN] = pool.scores[row, PART] = again
+        pool.scores[row, TOKEN] = pool.scores[row, BEST_PATH] = again
         pool.places[row, BLANK_TRACE] = trace
         pool.places[row, TOKEN_TRACE] = again_trace
         pool.best[0] = max(pool.best[0], top + e[rules.blank], again)
@@ -323,19 +323,19 @@ def spell(pool, rules, trie, arcs, hot, e, active, place, score):  # type: ignor
     if e[active[0]] <= need and rules.separator < 0:
         return
     need = max(need, e[active[-1]] - 1e-9)
-    for place_of in range(first, end):
-        child = np.int64(place_of)
+    for number in range(first, end):
+        child = np.int64(number)
         if at_root:
-            child = np.int64(root_child[active[place_of]])
+            child = np.int64(root_child[active[number]])
         elif by_token:
-            child = child_of(trie, node, active[place_of])
+            child = child_of(trie, node, active[number])
         if child < 0:
             continue
         v = tokens[child]
         if e[v] <= need and v != rules.separator:
-            if by_token:
+            if by_token and (at_root or rules.separator < 0):
                 break
-            continue
+            continue  # a separator, which ends the word, may still come
         if e[v] < e[active[-1]]:
             continue
         total = top + e[v] - look

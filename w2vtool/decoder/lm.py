@@ -29,10 +29,8 @@ __all__ = ["LanguageModel", "NGram", "cache_folder", "open_lm"]
 log = logging.getLogger(__name__)
 
 TENSORS, ARPA, WORDS = "lm.npz", "lm.arpa.gz", "words.txt"  # in the folder of a model
-
 _IN_FOLDER = (TENSORS, ARPA, "lm.arpa")  # what is there first is taken
-
-_BINARY, _GZIP, _ZIP = b"mmap lm ", b"\x1f\x8b", b"PK\x03\x04"
+_GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _HINT = "give an ARPA file (.arpa, .arpa.gz) or a KenLM binary, as made by: w2vtool lm train"
 _DATA = re.compile(rb"(?:^|\n|\xef\xbb\xbf)[ \t]*(\\data\\)[ \t\r]*(?:\n|$)")
 _HEADER_BYTES = 1 << 16  # where it must come; any text may stand before it
@@ -56,7 +54,7 @@ def open_lm(path: str | Path) -> LanguageModel:
         names = ", ".join(_IN_FOLDER)
         raise DataError(f"a folder without a model ({names})", where=str(path), hint=_HINT)
     head, size = _head(path)
-    if head.startswith(_BINARY):
+    if head.startswith(kenlm_binary.MAGIC):
         return kenlm_binary.read(path)
     if head.startswith(_ZIP):
         return ngram.load(path)

@@ -46,11 +46,8 @@ SPECIAL = ("<unk>", "<s>", "</s>")
 UNK, BEGIN, END = range(3)
 PART = 1 << 18  # n-grams worked on at once
 MAX_ORDER = 9  # KenLM as it is on PyPI reads orders up to 6, w2vtool any
-FALLBACK = (
-    0.5,
-    1.0,
-    1.5,
-)  # discounts for counts 1, 2, 3+: the default of lmplz --discount_fallback
+# discounts for counts 1, 2, 3+: the default of lmplz --discount_fallback
+FALLBACK = (0.5, 1.0, 1.5)
 
 
 class Order(NamedTuple):

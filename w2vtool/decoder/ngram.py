@@ -26,6 +26,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from w2vtool.decoder.arcs import Arcs, step
 from w2vtool.errors import DataError
 
 UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
@@ -116,10 +117,9 @@ class NGram(LanguageModel):
         return self.ids[UNKNOWN]
 
     @cached_property
-    def keys(self) -> np.ndarray:
-        """``state * words + word`` of every arc, ascending: int64 [A], for binary search."""
-        state_A = np.repeat(np.arange(len(self.backoff)), np.diff(self.first))
-        return state_A * len(self.words) + self.word
+    def arcs(self) -> Arcs:
+        """What searches walk through."""
+        return Arcs(*(getattr(self, name) for name in _ARRAYS))
 
     def start(self) -> int:
         """See LanguageModel."""
@@ -132,15 +132,7 @@ class NGram(LanguageModel):
 
     def step(self, state: int, row: int) -> tuple[float, int]:
         """``score`` by the row of the word."""
-        total = 0.0
-        while state:
-            low, high = self.first[state : state + 2].tolist()
-            arc = low + int(np.searchsorted(self.word[low:high], row))
-            if arc < high and self.word[arc] == row:
-                return total + float(self.log10[arc]), int(self.target[arc])
-            total += float(self.backoff[state])
-            state = int(self.back[state])
-        return total + float(self.log10[row]), int(self.target[row])
+        return step(self.arcs, state, row)
 
     def final(self, state: int) -> float:
         """See LanguageModel."""

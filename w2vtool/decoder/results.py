@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from w2vtool.decoder import hotwords as hot
+from w2vtool.decoder import arcs
 from w2vtool.decoder.beams import (
     BLANK,
     BLANK_TRACE,
@@ -32,7 +32,7 @@ from w2vtool.decoder.beams import (
     Beam,
     Trace,
 )
-from w2vtool.decoder.greedy import Hypothesis, Span
+from w2vtool.decoder.greedy import Hypothesis, Span, words_of
 from w2vtool.decoder.options import BeamOptions
 from w2vtool.decoder.search_space import Space
 from w2vtool.text import WORD_END
@@ -184,12 +184,12 @@ def _completed(
         rows = space.node_words[space.word_begin[end] : space.word_begin[end + 1]].tolist()
     for row in rows:
         log10, next_lm = score(lm, int(space.lm_row[row]))
-        gain, next_hot = hot.step(space.hot, hot_state, int(space.hot_row[row]))
+        gain, next_hot = arcs.step(space.hot, hot_state, int(space.hot_row[row]))
         total = top + options.lm_weight * log10 + gain + options.word_score
         yield End(total, next_lm, next_hot, trace, history, row, log10)
     if space.open and not rows:
         log10, next_lm = score(lm, space.unknown_row)
-        gain, next_hot = hot.step(space.hot, hot_state, 0)
+        gain, next_hot = arcs.step(space.hot, hot_state, 0)
         total = top + options.lm_weight * log10 + gain
         if node >= 0:
             total += options.unk_score + options.unk_letter_score * int(space.depth[node])
@@ -252,7 +252,7 @@ def _hypothesis(
     for word, row in zip(text.words, text.rows, strict=True):
         known = row != UNKNOWN_WORD
         free = options.unk_score + options.unk_letter_score * len(word)
-        gain, state = hot.step(space.hot, state, int(space.hot_row[row]) if known else 0)
+        gain, state = arcs.step(space.hot, state, int(space.hot_row[row]) if known else 0)
         bonus += (options.word_score if known else free) + gain
     bonus += float(space.hot.last[state]) - float(space.hot.last[space.hot_start])
     acoustic = total - options.lm_weight * log10 - bonus
@@ -285,24 +285,10 @@ def token_spans(
 def _word_spans(space: Space, text: Text, spans: tuple[Span, ...]) -> tuple[Span, ...]:
     """Words, from the first letter to the last; without ``|`` and a ``▁`` that stands alone."""
     if space.by_tokens:
-        return tuple(_token_words(space, spans))
+        return tuple(words_of(spans))
     found = []
     afters = (*text.firsts[1:], len(spans))
     for word, first, after in zip(text.words, text.firsts, afters, strict=False):
         own = [span for span in spans[first:after] if span.text not in _MARKS]
         found.append(Span(word, own[0].begin, own[-1].end))
     return tuple(found)
-
-
-def _token_words(space: Space, spans: tuple[Span, ...]) -> Iterator[Span]:
-    """Words of a search over tokens: what lies between separators, or before a new beginning."""
-    word: list[Span] = []
-    for span in (*spans, Span(WORD_END, 0, 0)):
-        if word and (span.text == WORD_END or span.text.startswith(WORD_BEGIN)):
-            letters = "".join(part.text for part in word).lstrip(WORD_BEGIN)
-            heard = [part for part in word if part.text != WORD_BEGIN]
-            if letters:
-                yield Span(letters, heard[0].begin, heard[-1].end)
-            word = []
-        if span.text != WORD_END:
-            word.append(span)

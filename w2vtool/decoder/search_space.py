@@ -26,10 +26,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from w2vtool.decoder import hotwords as hot
 from w2vtool.decoder import lexicon as lexicons
 from w2vtool.decoder import planting
-from w2vtool.decoder.hotwords import Arcs
+from w2vtool.decoder.arcs import Arcs, nothing, step
+from w2vtool.decoder.hotwords import automaton
 from w2vtool.decoder.lexicon import Lexicon, letter_ids, separator, unknown_words
 from w2vtool.decoder.lm import LanguageModel, NGram
 from w2vtool.decoder.ngram import UNKNOWN
@@ -38,8 +38,6 @@ from w2vtool.decoder.planting import ROOT, Nodes, Spelling
 from w2vtool.errors import ConfigError, DataError, shortened
 from w2vtool.text import WORD_END
 from w2vtool.tokens import WORD_BEGIN, Tokens
-
-_SHOWN = 20
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,7 +74,7 @@ class Space(Nodes, Spelling):
     def most_letter(self, options: BeamOptions) -> float:
         """The most that the letters of one token can bring to an unknown word."""
         sizes = self.size[self.may_begin | self.may_follow]
-        return float((options.unk_letter_score * sizes).max(initial=-math.inf))
+        return float((float(options.unk_letter_score) * sizes).max(initial=-math.inf))
 
     def most_unknown(self, options: BeamOptions) -> float:
         """The most that an unknown word's end can bring beyond what was paid, with its last token.
@@ -119,7 +117,7 @@ def build(
     rows = {word: row for row, word in enumerate(words)}
     lm_row, unknown_row, log10_W, unknown_log10 = _language(lm, words)
     hot_row, arcs = _hot(phrases, rows)
-    gain_W = np.array([hot.step(arcs, 0, row)[0] if row else 0.0 for row in hot_row.tolist()])
+    gain_W = np.array([step(arcs, 0, row)[0] if row else 0.0 for row in hot_row.tolist()])
     value_W = options.lm_weight * log10_W + gain_W
     row_E = np.array([rows[word] for word in entries.words], np.int32)
     single, free = options.mode == "tokens", options.mode == "open"
@@ -129,7 +127,7 @@ def build(
     )
     hot_start = 0
     if single and WORD_END in rows and separator(tokens) >= 0:
-        hot_start = hot.step(arcs, 0, int(hot_row[rows[WORD_END]]))[1]
+        hot_start = step(arcs, 0, int(hot_row[rows[WORD_END]]))[1]
     return Space(
         tokens=tokens,
         separator=-1 if single else separator(tokens),
@@ -140,7 +138,7 @@ def build(
         unknown_row=unknown_row,
         hot_row=hot_row,
         lm=lm,
-        arcs=_arcs(lm),
+        arcs=lm.arcs if isinstance(lm, NGram) else nothing(),
         hot=arcs,
         hot_start=hot_start,
         unknown_log10=unknown_log10,
@@ -185,9 +183,8 @@ def _phrases(
         else:
             phrases[tuple(phrase.split())] = weight
     if problems:
-        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise DataError(
-            "\n  ".join(["hotwords that cannot come out", *problems[:_SHOWN], *more]),
+            "\n  ".join(["hotwords that cannot come out", *shortened(problems)]),
             hint="write them as the transcripts are written, in the same case",
         )
     return phrases
@@ -266,21 +263,15 @@ def _language(
     return rows, len(words), log10, lm.score(start, UNKNOWN)[0]
 
 
-def _arcs(lm: LanguageModel | None) -> Arcs:
-    if not isinstance(lm, NGram):
-        return hot.nothing()
-    return Arcs(lm.first, lm.word, lm.log10, lm.target, lm.backoff, lm.back, lm.last)
-
-
 def _hot(
     phrases: Mapping[tuple[str, ...], float], rows: Mapping[str, int]
 ) -> tuple[np.ndarray, Arcs]:
     """Rows of words among those of hot phrases (0 for all others), and the phrases."""
     hot_row = np.zeros(len(rows), np.int32)
     if not phrases:
-        return hot_row, hot.nothing()
+        return hot_row, nothing()
     own = {word: n for n, word in enumerate(dict.fromkeys(w for p in phrases for w in p), 1)}
     for word, number in own.items():
         hot_row[rows[word]] = number
     numbered = {tuple(own[word] for word in phrase): value for phrase, value in phrases.items()}
-    return hot_row, hot.automaton(numbered, len(own) + 1)
+    return hot_row, automaton(numbered, len(own) + 1)

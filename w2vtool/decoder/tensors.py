@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from w2vtool.decoder.arcs import Arcs
 from w2vtool.decoder.beams import MULTIPLIER, SHIFT
-from w2vtool.decoder.hotwords import Arcs
 from w2vtool.decoder.ngram import UNKNOWN, LanguageModel
 from w2vtool.decoder.options import BeamOptions
 from w2vtool.decoder.search_space import Space
@@ -28,7 +28,8 @@ Query = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class Map(NamedTuple):
     """Arrays that the search reads; int64 and float64. See Space for those that it has, too.
 
-    What a child is worth is the most that can be in the score after it, beside that before it.
+    What a child is worth is the most that it adds to a score without a look, beside its token's
+    log-probability.
     """
 
     child_begin: Tensor

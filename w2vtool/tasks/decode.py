@@ -206,7 +206,7 @@ def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
     """Run the model over the rows, search, score and write."""
     from w2vtool import checkpoint, emissions, parts, rejects, searching
     from w2vtool.device import choose, inference_precision
-    from w2vtool.emission_cache import Cache
+    from w2vtool.emission_cache import Cache, origin
 
     check(config)
     loaded = checkpoint.load(config.checkpoint)
@@ -222,14 +222,10 @@ def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
     precision = inference_precision(config.precision, choose(config.device))
     search = searching.search_name(config)
     run.note(checkpoint=str(loaded.path), search=search, precision=precision)
-    heard = {
-        "checkpoint": checkpoint.fingerprint(loaded.path),
-        "precision": precision,
-        "batch": config.batch_seconds,
-    }
-    cache = Cache(config.cache, heard, config.cache_precision) if config.cache else None
+    made_of = origin(loaded.path, precision, config.batch_seconds)
+    cache = Cache(config.cache, made_of, config.cache_precision) if config.cache else None
     what = {
-        **heard,
+        **made_of,
         **searching.fingerprint(config),
         "nbest": config.nbest,
         "times": config.times,

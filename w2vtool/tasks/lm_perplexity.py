@@ -7,7 +7,6 @@ perplexity with and without the unknown words, for each file and for all of them
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -67,6 +66,7 @@ class Counts(NamedTuple):
 def lm_perplexity(config: LmPerplexityConfig, run: Run) -> dict[str, Any]:
     """Score every sentence."""
     from w2vtool.decoder.lm import open_lm
+    from w2vtool.lm_texts import sentences
 
     model = open_lm(config.lm)
     strange: Counter[str] = Counter()
@@ -74,7 +74,7 @@ def lm_perplexity(config: LmPerplexityConfig, run: Run) -> dict[str, Any]:
     with run.progress(0, "scoring", "sentences") as bar:
         for path in config.text:
             counts, done = Counts(), sum(c.sentences for c in found.values())
-            for line in lines(path, config.case):
+            for line in sentences([path], config.case):
                 counts = counts.plus(score(model, line, strange))
                 if counts.sentences % LINES_A_TICK == 0:
                     bar.update(done + counts.sentences)
@@ -120,19 +120,6 @@ def score(model: LanguageModel, line: str, strange: Counter[str]) -> Counts:
             unknown, missed = unknown + 1, missed + log10
             strange[word] += 1
     return Counts(1, len(words), unknown, total + model.final(state), missed)
-
-
-def lines(path: Path, case: Literal["upper", "lower", "keep"]) -> Iterator[str]:
-    """Sentences of a file."""
-    from w2vtool import manifest
-    from w2vtool.decoder.lm_train import read_lines
-    from w2vtool.text import normalize
-
-    source: Any = read_lines([path])
-    if path.suffix == ".jsonl":
-        source = (row.text for row in manifest.read(path).rows if row.text)
-    for line in source:
-        yield normalize(line, case)
 
 
 TASK = Task(

@@ -131,25 +131,10 @@ def with_lmplz(config: LmTrainConfig, folder: Path, run: Run) -> Model:
 
 def lines(config: LmTrainConfig) -> Iterator[str]:
     """Sentences of all inputs, in the case asked for; in tokens, if these are asked for."""
-    from w2vtool import lm_units
+    from w2vtool import lm_texts
 
-    texts = sentences(config)
-    yield from texts if config.tokens is None else lm_units.spelled(texts, config.tokens)
-
-
-def sentences(config: LmTrainConfig) -> Iterator[str]:
-    """Sentences of all inputs, in the case asked for."""
-    from w2vtool import manifest
-    from w2vtool.decoder.lm_train import read_lines
-    from w2vtool.text import normalize
-
-    for path in config.text:
-        if path.suffix == ".jsonl":
-            source: Any = (row.text for row in manifest.read(path).rows if row.text)
-        else:
-            source = read_lines([path])
-        for line in source:
-            yield normalize(line, config.case)
+    texts = lm_texts.sentences(config.text, config.case)
+    yield from texts if config.tokens is None else lm_texts.spelled(texts, config.tokens)
 
 
 TASK = Task(

@@ -158,18 +158,14 @@ def compute(
     config: TuneDecodeConfig, loaded: Checkpoint, rows: Sequence[Job], run: Run
 ) -> tuple[Cache, list[np.ndarray]]:
     """Log-probabilities of all rows, from the cache where they are there."""
-    from w2vtool import checkpoint, emissions, engines, parts
+    from w2vtool import emissions, engines, parts
     from w2vtool.device import choose, inference_precision
-    from w2vtool.emission_cache import Cache, Emitting
+    from w2vtool.emission_cache import Cache, Emitting, origin
 
     precision = inference_precision(config.precision, choose(config.device))
-    heard = {
-        "checkpoint": checkpoint.fingerprint(loaded.path),
-        "precision": precision,
-        "batch": config.batch_seconds,
-    }
-    cache = Cache(config.cache, heard, config.cache_precision)
-    cut = parts.cut(rows, {**heard, "kind": cache.kind}, emissions.identify)
+    made_of = origin(loaded.path, precision, config.batch_seconds)
+    cache = Cache(config.cache, made_of, config.cache_precision)
+    cut = parts.cut(rows, {**made_of, "kind": cache.kind}, emissions.identify)
     work = Emitting(config.checkpoint, cache, precision, config.batch_seconds)
     with run.progress(len(rows), "computing", "utterances") as bar:
         for _ in engines.run(

@@ -1,7 +1,8 @@
-"""Texts as the tokens of a CTC model, for language models of letters or pieces.
+"""Texts for language models: sentences of files, and for models of letters or pieces in tokens.
 
-Goes in: texts, and a checkpoint, a SentencePiece model or a list of letters. Goes out: texts whose
-tokens stand apart, spelled by the checkpoint's rules: ``T H I S | I S |`` or ``▁TH IS ▁IS``.
+Goes in: text files and manifests; and a checkpoint, a SentencePiece model or a list of letters.
+Goes out: sentences in one case; or texts whose tokens stand apart, spelled by the checkpoint's
+rules: ``T H I S | I S |`` or ``▁TH IS ▁IS``.
 """
 
 from __future__ import annotations
@@ -10,13 +11,28 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
+from w2vtool import manifest
+from w2vtool.decoder.lm_train import read_lines
 from w2vtool.errors import ConfigError, DataError
-from w2vtool.text import letter_name
+from w2vtool.text import letter_name, normalize
 from w2vtool.tokens import Tokens
 
 log = logging.getLogger(__name__)
 _SHOWN = 10
+
+
+def sentences(paths: Iterable[Path], case: Literal["upper", "lower", "keep"]) -> Iterator[str]:
+    """Lines of text files (packed ones too), transcripts of manifests (``.jsonl``), in one case."""
+    for path in paths:
+        source: Iterable[str] = (
+            (row.text for row in manifest.read(path).rows if row.text)
+            if path.suffix == ".jsonl"
+            else read_lines([path])
+        )
+        for line in source:
+            yield normalize(line, case)
 
 
 def open_tokens(path: Path) -> tuple[Tokens, Callable[[str], str]]:

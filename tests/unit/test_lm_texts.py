@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import toys
 
-from w2vtool import lm_units
+from w2vtool import lm_texts
 from w2vtool.errors import ConfigError, DataError
 
 
@@ -19,25 +19,25 @@ def letters(tmp_path: Path) -> Path:
 
 
 def test_letters_stand_apart_and_words_are_closed(letters: Path) -> None:
-    assert list(lm_units.spelled(["THIS IS", ""], letters)) == ["T H I S | I S |", ""]
+    assert list(lm_texts.spelled(["THIS IS", ""], letters)) == ["T H I S | I S |", ""]
 
 
 def test_a_checkpoint_spells_by_its_own_rules(tmp_path: Path) -> None:
     run = toys.save(tmp_path / "run", "ctc")
-    assert list(lm_units.spelled(["this is"], run)) == ["T H I S | I S |"]
+    assert list(lm_texts.spelled(["this is"], run)) == ["T H I S | I S |"]
 
 
 def test_lines_that_cannot_be_spelled_are_left_out_and_said(
     letters: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert list(lm_units.spelled(["THIS", "THAT", "HIS"], letters)) == ["T H I S |", "H I S |"]
+        assert list(lm_texts.spelled(["THIS", "THAT", "HIS"], letters)) == ["T H I S |", "H I S |"]
     assert "left out: 1 of 3 lines" in caplog.text and "'A'" in caplog.text
 
 
 def test_where_none_can_be_spelled_that_is_an_error(letters: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of the 2 lines") as caught:
-        list(lm_units.spelled(["this", "is"], letters))
+        list(lm_texts.spelled(["this", "is"], letters))
     assert "--case upper" in caught.value.hint
     with pytest.raises(ConfigError, match="has no tokens"):
-        lm_units.open_tokens(toys.save(tmp_path / "run", "pretrain"))
+        lm_texts.open_tokens(toys.save(tmp_path / "run", "pretrain"))
