@@ -1,8 +1,8 @@
 """Texts for language models: sentences of files, and for models of letters or pieces in tokens.
 
-Goes in: text files and manifests; and a checkpoint, a SentencePiece model or a list of letters.
-Goes out: sentences in one case; or texts whose tokens stand apart, spelled by the checkpoint's
-rules: ``T H I S | I S |`` or ``▁TH IS ▁IS``.
+Goes in: text files, manifests, tables and corpora; and a checkpoint, a SentencePiece model or a
+list of letters. Goes out: sentences in one case; or texts whose tokens stand apart, spelled by the
+checkpoint's rules: ``T H I S | I S |`` or ``▁TH IS ▁IS``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from w2vtool import manifest
+from w2vtool import corpora, manifest
 from w2vtool.decoder.lm_train import read_lines
 from w2vtool.errors import ConfigError, DataError
 from w2vtool.text import letter_name, normalize
@@ -24,15 +24,35 @@ _SHOWN = 10
 
 
 def sentences(paths: Iterable[Path], case: Literal["upper", "lower", "keep"]) -> Iterator[str]:
-    """Lines of text files (packed ones too), transcripts of manifests (``.jsonl``), in one case."""
+    """Lines of text files (packed ones too), transcripts of manifests, tables and corpora.
+
+    Raises DataError for what cannot be read, and for a table or corpus without a transcript.
+    """
     for path in paths:
-        source: Iterable[str] = (
-            (row.text for row in manifest.read(path).rows if row.text)
-            if path.suffix == ".jsonl"
-            else read_lines([path])
-        )
+        if path.suffix == ".jsonl":
+            source: Iterable[str] = (row.text for row in manifest.read(path).rows if row.text)
+        elif path.suffix == ".tsv" or path.is_dir():
+            source = _transcripts(path)
+        else:
+            source = read_lines([path])
         for line in source:
             yield normalize(line, case)
+
+
+def _transcripts(path: Path) -> list[str]:
+    """Those of a table or of a corpus; rows that cannot be used are left out, and counted."""
+    found = corpora.scan(path)
+    problems = [f"{row.path}: {row.detail}" for row in found.problems]
+    texts = [row.text for row in found.candidates if row.text]
+    if not texts:
+        raise DataError(
+            "\n  ".join(["no transcripts", *problems[:_SHOWN]]),
+            where=str(path),
+            hint="text without columns has another ending, like .txt",
+        )
+    if problems:
+        log.warning("%s: %d rows are left out; %s", path, len(problems), problems[0])
+    return texts
 
 
 def open_tokens(path: Path) -> tuple[Tokens, Callable[[str], str]]:

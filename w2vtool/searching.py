@@ -245,6 +245,21 @@ def check_options(config: SearchConfig) -> None:
         )
 
 
+def slow_engine(config: SearchConfig, device: str) -> str:
+    """Why torch's engine searches on a CPU, where it was not asked for; empty if it does not."""
+    from importlib.util import find_spec
+
+    from w2vtool.decoder import lm
+
+    if search_name(config) == "greedy" or config.beam.engine != "auto" or device != "cpu":
+        return ""
+    if find_spec("numba") is None:
+        return "numba is not installed: the torch engine searches (pip install 'w2vtool[fast]')"
+    if config.lm is not None and lm.is_binary(config.lm):
+        return "a KenLM binary: the torch engine searches; with its ARPA file numba's would"
+    return ""
+
+
 def decoder(
     material: Material,
     beam: BeamConfig,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,25 @@ def test_a_list_has_other_texts_with_their_parts(
         for row in ranked:
             total = row["acoustic"] + 1.5 * row["lm"] + 0.3 * len(row["text"].split())
             assert row["score"] == pytest.approx(total, abs=1e-3)
+
+
+def test_an_engine_that_was_not_asked_for_is_said(
+    decode: Callable[..., Any],
+    lexicon: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("numba")
+    assert "engine" not in decode("--lexicon", lexicon, "--device", "cpu").err
+    (tmp_path / "lm.bin").write_bytes(b"mmap lm http://kheafield.com/code format version 5\n")
+    binary = decode("--lm", "lm.bin", "--device", "cpu")
+    assert "a KenLM binary: the torch engine searches" in binary.err
+    monkeypatch.setitem(sys.modules, "numba", None)
+    done = decode("--lexicon", lexicon, "--device", "cpu")
+    assert len(found(done)) == 3
+    assert "numba is not installed: the torch engine searches" in done.err
+    asked = decode("--lexicon", lexicon, "--beam-engine", "torch")
+    assert len(found(asked)) == 3 and "numba is not installed" not in asked.err
 
 
 def test_without_nbest_there_is_no_list(decode: Callable[..., Any], lexicon: Path) -> None:

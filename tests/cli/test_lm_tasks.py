@@ -227,3 +227,9 @@ def test_lmplz_is_ended_with_the_task(here: Path, lmplz: None) -> None:
         estimate(["A B"], 2, (), scratch, interrupt)
     with pytest.raises(ProcessLookupError):
         os.kill(int(Path("pid").read_text()), 0)
+
+
+def test_thresholds_as_lmplz_writes_them_are_named(w2v: W2v) -> None:
+    done = w2v("lm", "train", "text.txt", "--prune", "0", "0", "1", "--out", "lm")
+    assert done.code == 2 and "--prune 0,0,1" in done.err
+    assert not Path("lm").exists()

@@ -65,6 +65,16 @@ def test_a_bad_line_is_named_with_its_problem(tmp_path: Path, line: str, problem
     assert "the tokens' letters are A B C '" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [("ab\nA\n", "write the words in upper case; "), ("ax\n", ""), ("a\nX\n", ""), ("A\t\n", "")],
+)
+def test_a_lexicon_in_another_case_is_told_so(tmp_path: Path, text: str, hint: str) -> None:
+    with pytest.raises(DataError) as caught:
+        lexicons.read(saved(tmp_path, text), TOKENS)
+    assert caught.value.hint == f"{hint}the tokens' letters are A B C '"
+
+
 def test_all_bad_lines_are_listed_up_to_a_screenful(tmp_path: Path) -> None:
     path = saved(tmp_path, "X\nA\n" + "Y\n" * 30)
     with pytest.raises(DataError) as caught:

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import soundfile
 import toys
 
 from w2vtool import lm_texts
@@ -41,3 +42,24 @@ def test_where_none_can_be_spelled_that_is_an_error(letters: Path, tmp_path: Pat
     assert "--case upper" in caught.value.hint
     with pytest.raises(ConfigError, match="has no tokens"):
         lm_texts.open_tokens(toys.save(tmp_path / "run", "pretrain"))
+
+
+def test_the_transcripts_of_a_table_and_of_its_folder_are_texts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, toys.wave(0), 16_000)
+    table = tmp_path / "transcripts.tsv"
+    table.write_text("a.wav\tone two\tann\nb.wav\tTHREE\tben\nlost.wav\tFOUR\tben\n")
+    for path in (table, tmp_path):
+        with caplog.at_level(logging.WARNING):
+            assert list(lm_texts.sentences([path], "upper")) == ["ONE TWO", "THREE"]
+        assert "1 rows are left out" in caplog.text and "lost.wav" in caplog.text
+        caplog.clear()
+
+
+def test_a_table_without_a_transcript_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "words.tsv").write_text("ONE TWO\nTHREE\n")
+    with pytest.raises(DataError, match="no transcripts") as caught:
+        list(lm_texts.sentences([tmp_path / "words.tsv"], "keep"))
+    assert "words.tsv:1" in str(caught.value)

@@ -9,7 +9,7 @@ one word, and several words of one spelling, are fine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -203,20 +203,31 @@ def _build(rows: Iterable[tuple[str, str]], tokens: Tokens) -> Lexicon:
     if closing:
         ids[WORD_END] = separator(tokens)
     entries: dict[tuple[str, tuple[int, ...]], None] = {}
-    problems = []
+    problems: list[str] = []
+    strange: set[str] = set()
     for where, line in rows:
         word, symbols = _split(line, tokens)
         problem = _problem(word, symbols, ids, closing)
         if problem:
             problems.append(f"{where}: {problem}")
+            strange |= {symbol for symbol in symbols if symbol not in ids}
         else:
             entries[word, tuple(ids[symbol] for symbol in symbols)] = None
     if problems:
         raise DataError(
             "\n  ".join(["words that cannot be spelled", *shortened(problems)]),
-            hint=f"the tokens' letters are {' '.join(list(letter_ids(tokens))[:100])}",
+            hint=f"{_case(strange, ids)}the tokens' letters are "
+            f"{' '.join(list(letter_ids(tokens))[:100])}",
         )
     return Lexicon(tuple(word for word, _ in entries), tuple(spelling for _, spelling in entries))
+
+
+def _case(strange: set[str], ids: Mapping[str, int]) -> str:
+    """What to do where all that is strange is only in another case."""
+    for name, change in (("upper", str.upper), ("lower", str.lower)):
+        if strange and all(change(symbol) in ids for symbol in strange):
+            return f"write the words in {name} case; "
+    return ""
 
 
 def _split(line: str, tokens: Tokens) -> tuple[str, list[str]]:

@@ -63,6 +63,14 @@ def open_lm(path: str | Path) -> LanguageModel:
     return _cached(path, packed=head.startswith(_GZIP))
 
 
+def is_binary(path: Path) -> bool:
+    """Whether it is a KenLM binary; of what cannot be read, ``open_lm`` says so."""
+    try:
+        return _head(located(path))[0].startswith(kenlm_binary.MAGIC)
+    except DataError:
+        return False
+
+
 def located(path: Path) -> Path:
     """The file of a model: of a folder, the one in it; the folder itself if there is none."""
     if not path.is_dir():

@@ -221,6 +221,8 @@ def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
         )
     precision = inference_precision(config.precision, choose(config.device))
     search = searching.search_name(config)
+    if remark := searching.slow_engine(config, str(choose(config.device))):
+        run.say(remark)
     run.note(checkpoint=str(loaded.path), search=search, precision=precision)
     made_of = origin(loaded.path, precision, config.batch_seconds)
     cache = Cache(config.cache, made_of, config.cache_precision) if config.cache else None

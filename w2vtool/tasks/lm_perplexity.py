@@ -26,7 +26,9 @@ class LmPerplexityConfig(Config):
     """Which model, which text."""
 
     lm: Path = knob(doc="ARPA file, KenLM binary, or folder of lm train.")
-    text: tuple[Path, ...] = knob(doc="Text files, one sentence a line, or manifests (.jsonl).")
+    text: tuple[Path, ...] = knob(
+        doc="Text files, one sentence a line; or manifests, tables, corpora."
+    )
     case: Literal["upper", "lower", "keep"] = knob(
         "keep", "Case that the text is brought to; it must be the model's."
     )

@@ -1,9 +1,9 @@
 """Train a word n-gram language model: modified Kneser-Ney, no compiler needed.
 
-Goes in: text files (``.gz``, ``.bz2``, ``.xz`` too), one sentence a line, or manifests with
-transcripts. Goes out: a folder with the model as ARPA for other tools (lm.arpa.gz), as arrays that
-load at once (lm.npz) and its words (words.txt, a lexicon for decode); or, where ``--out`` is a
-file, the ARPA alone.
+Goes in: text files (``.gz``, ``.bz2``, ``.xz`` too), one sentence a line, or manifests, tables
+and corpora with transcripts. Goes out: a folder with the model as ARPA for other tools
+(lm.arpa.gz), as arrays that load at once (lm.npz) and its words (words.txt, a lexicon for decode);
+or, where ``--out`` is a file, the ARPA alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ PACKED = {".gz": 3, ".bz2": 4, ".xz": 4}  # how much longer the text is
 class LmTrainConfig(Config):
     """Text in, n-grams out."""
 
-    text: tuple[Path, ...] = knob(doc="Text files, one sentence a line, or manifests (.jsonl).")
+    text: tuple[Path, ...] = knob(
+        doc="Text files, one sentence a line; or manifests, tables, corpora."
+    )
     out: Path = knob(doc="Folder for the model; or the ARPA file alone (.arpa, .arpa.gz).")
     order: int = knob(4, "Longest n-gram.", unit="words", ge=1, le=9, source="paper §4.4")
     prune: tuple[int, ...] = knob(
@@ -60,6 +62,7 @@ def lm_train(config: LmTrainConfig, run: Run) -> dict[str, Any]:
 
     from w2vtool.decoder import lm_folder
 
+    check(config)
     folder = config.out.parent if lm_folder.is_file(config.out) else config.out
     folder.mkdir(parents=True, exist_ok=True)
     estimate = with_lmplz if by_lmplz(config) else with_numpy
@@ -78,6 +81,18 @@ def lm_train(config: LmTrainConfig, run: Run) -> dict[str, Any]:
         list(counts.items()),
     )
     return {"lm": str(config.out), "words": len(listed), "ngrams": counts}
+
+
+def check(config: LmTrainConfig) -> None:
+    """Raise ConfigError for thresholds that came as texts: lmplz writes ``--prune 0 0 1``."""
+    numbers = [path.name for path in config.text if path.name.isdigit() and not path.exists()]
+    if config.prune and numbers:
+        together = ",".join([*map(str, config.prune), *numbers])
+        raise ConfigError(
+            f"no texts: {' '.join(numbers)}",
+            where="lm train",
+            hint=f"thresholds stand together: --prune {together}",
+        )
 
 
 def with_numpy(config: LmTrainConfig, folder: Path, run: Run) -> Model:

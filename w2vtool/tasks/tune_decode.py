@@ -68,6 +68,7 @@ class TuneDecodeConfig(SearchConfig):
 def tune_decode(config: TuneDecodeConfig, run: Run) -> dict[str, Any]:
     """Compute log-probabilities, try weights, report the best."""
     from w2vtool import checkpoint, emissions, searching, tuning
+    from w2vtool.device import choose
 
     if run.world > 1:
         raise ConfigError("tune-decode is one process", hint="--jobs, in place of torchrun")
@@ -80,6 +81,8 @@ def tune_decode(config: TuneDecodeConfig, run: Run) -> dict[str, Any]:
         config.inputs, config.split, config.data, config.text, jobs=config.jobs, say=run.say
     )
     rows = with_text(opened, run)
+    if remark := searching.slow_engine(config, str(choose(config.device))):
+        run.say(remark)
     cache, arrays = compute(config, loaded, rows, run)
     references = [loaded.spec.rules(row.text or "") for _, row in rows]
     key = job_key(config, cache, rows, references)
