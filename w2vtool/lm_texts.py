@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from w2vtool import corpora, manifest
+from w2vtool.decoder.lexicon import letter_ids, separator
 from w2vtool.decoder.lm_train import read_lines
 from w2vtool.errors import ConfigError, DataError
-from w2vtool.text import letter_name, normalize
+from w2vtool.text import WORD_END, letter_name, normalize
 from w2vtool.tokens import Tokens
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,12 @@ def open_tokens(path: Path) -> tuple[Tokens, Callable[[str], str]]:
             hint="give one of finetune-ctc, or the file of tokens train",
         )
     return spec.tokens, spec.rules
+
+
+def usable(path: Path) -> list[str]:
+    """The tokens that a text can be spelled in: a model of a narrow domain still knows them all."""
+    tokens, _ = open_tokens(path)
+    return [*letter_ids(tokens), *([WORD_END] if separator(tokens) >= 0 else [])]
 
 
 def spelled(texts: Iterable[str], path: Path) -> Iterator[str]:

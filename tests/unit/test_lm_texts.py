@@ -23,6 +23,10 @@ def test_letters_stand_apart_and_words_are_closed(letters: Path) -> None:
     assert list(lm_texts.spelled(["THIS IS", ""], letters)) == ["T H I S | I S |", ""]
 
 
+def test_usable_are_the_letters_and_what_ends_words(letters: Path) -> None:
+    assert sorted(lm_texts.usable(letters)) == sorted(["|", *"THIS"])
+
+
 def test_a_checkpoint_spells_by_its_own_rules(tmp_path: Path) -> None:
     run = toys.save(tmp_path / "run", "ctc")
     assert list(lm_texts.spelled(["this is"], run)) == ["T H I S | I S |"]

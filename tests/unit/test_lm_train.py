@@ -151,6 +151,16 @@ def test_a_text_of_two_words_by_hand() -> None:
     assert (ngrams.sentences, ngrams.tokens, ngrams.counts) == (1, 2, (5,))
 
 
+def test_words_that_the_text_lacks_share_what_unknown_words_get() -> None:
+    model = train(["A B", "B A B"], 2, known=["A", "C", "D"])
+    assert set(model.words) == {"<unk>", "<s>", "</s>", "A", "B", "C", "D"}
+    for history in ((), ("A",), ("C",), ("<s>",)):
+        unseen = model.log10(history, "<unk>")
+        assert model.log10(history, "C") == model.log10(history, "D") == unseen
+        words = [word for word in model.words if word != "<s>"]
+        assert sum(10 ** model.log10(history, word) for word in words) == pytest.approx(1)
+
+
 def test_discounts_that_cannot_be_estimated_are_told() -> None:
     ngrams = train(["A B", "A B"], 2)
     assert ngrams.discounts == (FALLBACK, FALLBACK)

@@ -152,8 +152,9 @@ def train(
     order: int,
     prune: Sequence[int] = (),
     on_stage: Callable[[str], None] = lambda stage: None,
+    known: Iterable[str] = (),
 ) -> NGrams:
-    """Estimate an n-gram model of the given order.
+    """Estimate an n-gram model of the given order; ``known`` words are in it, seen or not.
 
     ``prune`` holds a threshold for each order from 1 up: n-grams seen that often or less are left
     out. The last one holds for all higher orders; unigrams always stay, so the first must be 0.
@@ -162,7 +163,7 @@ def train(
     ``<s>``, ``</s>`` or ``<unk>`` in it.
     """
     given = thresholds(prune, order)
-    stream, words = _to_ids(lines)
+    stream, words = _to_ids(lines, known)
     sentences = int((stream == BEGIN).sum())
     tokens = len(stream) - 2 * sentences
     on_stage("read")
@@ -254,11 +255,11 @@ def _check(line: str, where: str) -> None:
         raise DataError("a NUL character in the text", where=where, hint="is it a text file?")
 
 
-def _to_ids(lines: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+def _to_ids(lines: Iterable[str], known: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """The text as one stream of ids with sentence marks, and the words by id."""
     vocabulary: defaultdict[str, int] = defaultdict(itertools.count().__next__)
     id_of = vocabulary.__getitem__
-    stream = array("i", map(id_of, SPECIAL))[:0]
+    stream = array("i", map(id_of, (*SPECIAL, *known)))[:0]
     for words in sentences(lines):
         stream.extend(map(id_of, (SPECIAL[BEGIN], *words, SPECIAL[END])))
     return np.frombuffer(stream, np.int32), tuple(vocabulary)

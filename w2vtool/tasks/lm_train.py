@@ -97,6 +97,7 @@ def check(config: LmTrainConfig) -> None:
 
 def with_numpy(config: LmTrainConfig, folder: Path, run: Run) -> Model:
     """Estimate here."""
+    from w2vtool import lm_texts
     from w2vtool.decoder import lm_train as training
 
     with run.progress(1 + 2 * config.order, "training", "stages") as bar:
@@ -107,7 +108,8 @@ def with_numpy(config: LmTrainConfig, folder: Path, run: Run) -> Model:
             done += 1
             bar.update(done, stage=stage)
 
-        ngrams = training.train(lines(config), config.order, config.prune, on_stage)
+        known = lm_texts.usable(config.tokens) if config.tokens else ()
+        ngrams = training.train(lines(config), config.order, config.prune, on_stage, known)
     return ngrams.words, ngrams.tables(), ngrams.notes
 
 
