@@ -164,18 +164,24 @@ def value_problem(key: str, value: Any) -> str | None:
             return f"{shown}; it must be {'above' if key == 'duration' else 'at least'} 0"
         return None
     if key == "sample_rate":
-        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        whole = _is_whole(value) and value > 0
         return None if whole else f"{shown}, not a whole number of Hz above 0"
     if key in _BYTES:
-        whole = isinstance(value, int) and not isinstance(value, bool)
         least = 1 if key == "length" else 0
-        fits = whole and least <= value < MAX_BYTES
+        fits = _is_whole(value) and least <= value < MAX_BYTES
         return None if fits else f"{shown}, not a whole number of bytes from {least} on"
     if not isinstance(value, str):
         return f"{shown}, not a string"
     if key in ("id", "audio") and (not value or _UNSAFE.search(value)):
         return f"{shown}: empty, or with control characters or bytes that are not UTF-8"
     return None
+
+
+def _is_whole(value: Any) -> bool:
+    """As JSON has it: 16000.0 is what tables of floats write for 16000."""
+    if isinstance(value, float):
+        return value.is_integer()
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def record_problems(record: Mapping[str, Any]) -> list[str]:
@@ -202,6 +208,7 @@ def _parsed(line: bytes) -> Utterance:
     known = {key: found.pop(key) for key in KEYS if key in found}
     known = {key: value for key, value in known.items() if value is not None}  # null: not there
     known |= {key: float(known[key]) for key in _SECONDS if key in known}
+    known |= {key: int(known[key]) for key in (*_BYTES, "sample_rate") if key in known}
     known.setdefault("sample_rate", None)
     return Utterance(**known, extra=found)
 

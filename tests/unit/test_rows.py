@@ -105,6 +105,13 @@ def test_a_byte_range_is_written_after_the_audio() -> None:
     assert Utterance("a", "a.wav", 1.0).span is None
 
 
+def test_whole_numbers_of_tables_of_floats_are_whole() -> None:
+    line = json.dumps(ROW | {"sample_rate": 8000.0, "start": 0.0, "length": 5.0}).encode()
+    row = rows.parse(line)
+    assert (row.sample_rate, row.span) == (8000, (0, 5))
+    assert '"sample_rate": 8000' in rows.dump(row) and "8000.0" not in rows.dump(row)
+
+
 # -- the schema -------------------------------------------------------------------------------
 
 
@@ -119,7 +126,7 @@ def test_the_schema_accepts_what_is_written(row: Utterance) -> None:
 
 
 VALUES = st.sampled_from(
-    [None, True, 0, 1, -1, 0.5, 1e9, 1e10, 2**62, "", "a", "a\n", "é", "\x7f", [], {}]
+    [None, True, 0, 1, -1, 0.5, 2.0, 1e9, 1e10, 2**62, "", "a", "a\n", "é", "\x7f", [], {}]
 )
 RECORDS = st.dictionaries(st.sampled_from([*rows.KEYS, "audio_filepath", "x"]), VALUES)
 
