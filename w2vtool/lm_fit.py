@@ -152,8 +152,8 @@ def _letters(tokens: Tokens, vocabulary: Collection[str]) -> Finding:
 
 
 def _units(tokens: Tokens, vocabulary: Collection[str]) -> float:
-    """The share of a model's words that are tokens, in any case; 1 if some can only be pieces."""
-    if _begun(vocabulary):
+    """The share of a model's words that are tokens, in any case; 1 if some can be nothing else."""
+    if _begun(vocabulary) or WORD_END in vocabulary:
         return 1.0
     if tokens.kind == "sentencepiece" and any(len(word) > 1 for word in vocabulary):
         return 0.0  # short words look like pieces from within words
