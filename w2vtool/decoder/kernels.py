@@ -316,7 +316,10 @@ def spell(pool, rules, trie, arcs, hot, e, active, place, score):  # type: ignor
     by_token = at_root or end - first > WIDE * len(active)
     if by_token:
         first, end = 0, len(active)
-    # a token below this log-probability is of no use: looks only fall on the way down
+    # A token at or below this log-probability is of no use, whatever it leads to. On the way down
+    # looks only fall, but a root's is 0, so what it leads to may bring ``lift`` in advance. Where a
+    # token itself ends words (no "|"), their end may bring ``bonus`` beyond the look that was paid.
+    # The "|" is exempt below: it ends a word at any log-probability.
     need = limit - top - (rules.lift if at_root else 0.0)
     if rules.separator < 0:
         need = min(need, need + look - rules.bonus) - max(rules.sil_score, 0.0)
