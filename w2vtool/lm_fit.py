@@ -123,7 +123,8 @@ def _lexicon(
             return _case(theirs, ours, what)
     if vocabulary and _units(tokens, vocabulary) >= ENOUGH:
         return _of_units(what)
-    return what, "are both of the same language and spelling? else lm_check=warn"
+    # a search with a model of none of its words is refused, whatever lm_check says
+    return what, "are both of the same language and spelling?" + " else lm_check=warn" * bool(known)
 
 
 def _letters(tokens: Tokens, vocabulary: Collection[str]) -> Finding:

@@ -179,6 +179,8 @@ def read_hotwords(config: SearchConfig) -> dict[str, float]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise DataError("not UTF-8 text", where=str(path)) from None
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
     found: dict[str, float] = {}
     problems = []
     for number, line in enumerate(lines, 1):

@@ -44,6 +44,9 @@ def test_less_is_refused_with_examples(tmp_path: Path) -> None:
     lm = model(tmp_path, WORDS[:17])
     what = refused(lm, UPPER, WORDS, "lexicon")
     assert f"knows 17 of the lexicon's 20 words, not '{WORDS[17]}'" in what
+    assert "else lm_check=warn" in what
+    others = refused(model(tmp_path, ["EINS", "ZWEI"]), UPPER, WORDS, "lexicon")
+    assert "knows none of the lexicon's 20 words" in others and "lm_check" not in others
     strange = [word + "É" for word in WORDS[17:]]
     what = refused(model(tmp_path, WORDS[:17] + strange), UPPER, None, "open")
     assert "spell 17 of the language model's 20 words" in what
