@@ -236,7 +236,18 @@ def test_without_ray_there_is_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+def two_cores() -> Iterator[None]:
+    """Processes divide the cores: of two, each has one thread."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(sorted(cores)[:2]))
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.fixture
+def tasks(
+    one_thread: None, two_cores: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Any]]:
     """Both tasks over 5 utterances in parts of 2, by the words given; gives all that they wrote."""
     monkeypatch.setattr(parts, "PART_ROWS", 2)
     monkeypatch.chdir(tmp_path)
