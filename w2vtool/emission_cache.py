@@ -5,12 +5,17 @@ the cache folder if they were computed before. A file holds those of one part of
 its name is a hash of the model, of how it computes and of the audio of the rows, so that a file is
 found if and only if it holds what would be computed. Transcripts do not count: they may be mended.
 
-Why safetensors: arrays that are read without running anything that the file says.
+Why safetensors: arrays that are read without running anything that the file says. Why a CRC-32 in
+it: wrong numbers look like any others, and SHA-256 takes twice the time (measured), which a greedy
+search would feel; forgers are not kept out. What does not match, or has no checksum, since an older
+version kept it, is computed again: nothing else vouches for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +29,12 @@ from w2vtool.device import choose
 from w2vtool.emissions import Job, Precision
 from w2vtool.manifest import Utterance
 from w2vtool.parts import Compute
-from w2vtool.run import check_folder, write_atomic
+from w2vtool.run import make_folder, write_atomic
 
+log = logging.getLogger(__name__)
 Kind = Literal["float32", "float16"]
 Made = Iterator[tuple[Utterance, np.ndarray]]
+CHECKSUM = "crc32"  # among the names of the arrays, which are numbers
 _NOT_HEARD = ("id", "text", "speaker", "lang", "extra")  # of a row
 
 
@@ -41,7 +48,7 @@ class Cache:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what can be no folder, before the network is asked."""
-        check_folder(self.folder, "--cache")
+        make_folder(self.folder, "--cache")
 
     def path(self, rows: Sequence[Job]) -> Path:
         """Where the log-probabilities of the rows of one part are, or will be."""
@@ -52,8 +59,11 @@ class Cache:
         """Float32 ``[T, V]`` of each row; None if they are not there, or the file is damaged."""
         try:
             found = load(self.path(rows).read_bytes())
-            return [found[str(number)].astype(np.float32) for number in range(len(rows))]
-        except (FileNotFoundError, SafetensorError, KeyError):
+            arrays = [found[str(number)] for number in range(len(rows))]
+            if not np.array_equal(found[CHECKSUM], checksum(arrays)):
+                return None
+            return [array.astype(np.float32, copy=False) for array in arrays]
+        except (OSError, SafetensorError, KeyError):
             return None
 
     def write(self, rows: Sequence[Job], arrays: Sequence[np.ndarray]) -> None:
@@ -62,6 +72,7 @@ class Cache:
             str(number): np.ascontiguousarray(array, self.kind)
             for number, array in enumerate(arrays)
         }
+        kept[CHECKSUM] = checksum(kept.values())
         write_atomic(self.path(rows), save(kept))
 
     def through(self, rows: Sequence[Job], make: Callable[[], Made]) -> Made:
@@ -73,12 +84,22 @@ class Cache:
         if found is not None:
             yield from zip((row for _, row in rows), found, strict=True)
             return
+        if (path := self.path(rows)).exists():
+            log.warning("%s: damaged, or kept by an older version: computed again", path)
         arrays = []
         for row, logp_TV in make():
             arrays.append(logp_TV.astype(self.kind))
             yield row, arrays[-1].astype(np.float32)
         if len(arrays) == len(rows):  # or some were rejected
             self.write(rows, arrays)
+
+
+def checksum(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    """CRC-32 (uint32 ``[1]``) of contiguous arrays: of their types, shapes and bytes."""
+    found = 0
+    for array in arrays:
+        found = zlib.crc32(array.data, zlib.crc32(f"{array.dtype}{array.shape}".encode(), found))
+    return np.array([found], np.uint32)
 
 
 def origin(path: Path, precision: Precision, batch_seconds: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from w2vtool import kinds
 from w2vtool.errors import DataError, shortened
 
 _TRN = re.compile(r"(.*?)\s*\(([^()]+)\)\s*$")
@@ -102,6 +103,8 @@ Row = tuple[str, Text] | str  # or what is wrong with it
 
 
 def _gather(path: Path, rows: Iterator[Row]) -> Texts:
+    if problem := kinds.problem(path, "file of transcripts"):
+        raise DataError(problem, where=str(path), hint=_FORMS)
     found: Texts = {}
     problems = []
     try:
@@ -112,8 +115,6 @@ def _gather(path: Path, rows: Iterator[Row]) -> Texts:
                 problems.append(f"{path}:{number}: {row[0]!r} a second time")
             else:
                 found[row[0]] = row[1]
-    except FileNotFoundError:
-        raise DataError("no such file", where=str(path), hint=_FORMS) from None
     except UnicodeDecodeError:
         raise DataError("not UTF-8 text", where=str(path)) from None
     if problems:

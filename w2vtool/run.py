@@ -179,8 +179,9 @@ class Run:
 
     def _create(self) -> None:
         """Take the folder: lock it, move an older run out of the way, write what is known."""
-        folder, old = self._folder, record(self._folder)
-        check_folder(folder, "--run-dir")
+        folder = self._folder
+        make_folder(folder, "--run-dir")
+        old = record(folder)
         # what is hidden is the lock, or what a crash left of the very first file
         if old is None and any(folder.glob("[!.]*")):
             hint = "choose another --run-dir, or move what is there"
@@ -267,11 +268,16 @@ def new_folder(task: str) -> Path:
     return _free(base / _stamp())
 
 
-def check_folder(folder: Path, flag: str) -> None:
-    """Raise ConfigError if a folder cannot be there: it, or one above it, is a file."""
-    there = next((path for path in (folder, *folder.parents) if path.exists()), None)
-    if there is not None and not there.is_dir():
-        raise ConfigError(f"not a folder: {there}", hint=f"choose another {flag}")
+def make_folder(folder: Path, flag: str) -> None:
+    """Make a folder, if it is not there. Raises ConfigError where there can be none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        raise ConfigError(f"not a folder: {there}", hint=f"choose another {flag}") from None
+    except OSError as error:
+        what, hint = f"the folder cannot be made: {error.strerror}", f"choose another {flag}"
+        raise ConfigError(what, where=str(folder), hint=hint) from error
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:

@@ -7,11 +7,12 @@ search, after language model, lexicon and vocabulary were held against each othe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+from w2vtool import kinds
 from w2vtool.errors import ConfigError, DataError, shortened
 from w2vtool.schema import Config, knob
 
@@ -162,17 +163,11 @@ def _state(path: Path | None) -> tuple[str, int, int] | None:
 
 
 def read_hotwords(config: SearchConfig) -> dict[str, float]:
-    """Phrases and their weights, as they were given. Raises DataError for a bad line."""
+    """Phrases and their weights, as they were given. Raises DataError for a bad line, or none."""
     if not config.hotwords.strip():
         return {}
-    path = Path(config.hotwords)
-    try:
-        is_file = path.is_file()
-    except OSError:  # a list that is too long for a name
-        is_file = False
-    if not is_file:
-        if path.suffix in _LISTS:
-            raise DataError("no such file of hotwords", where=str(path), hint="or WORD,WORD,…")
+    path = _hotword_file(config)
+    if path is None:
         words = (" ".join(word.split()) for word in config.hotwords.split(","))
         return {word: config.hotword_weight for word in words if word}
     try:
@@ -198,7 +193,19 @@ def read_hotwords(config: SearchConfig) -> dict[str, float]:
             "\n  ".join(["hotwords that cannot be read", *shortened(problems)]),
             hint="WORDS, or WORDS<TAB>WEIGHT with a number",
         )
+    if not found:
+        raise DataError("the file of hotwords has no words", where=str(path))
     return found
+
+
+def _hotword_file(config: SearchConfig) -> Path | None:
+    """The file that ``hotwords`` names; None if it is a list. A folder's name may be a word."""
+    path = Path(config.hotwords)
+    try:
+        there = path.exists() and ("/" in config.hotwords or not path.is_dir())
+    except OSError:  # a list that is too long for a name
+        return None
+    return path if there or path.suffix in _LISTS else None
 
 
 def gather(config: SearchConfig, tokens: Tokens, rules: Rules) -> Material:
@@ -223,7 +230,10 @@ def gather(config: SearchConfig, tokens: Tokens, rules: Rules) -> Material:
 
 
 def check_options(config: SearchConfig) -> None:
-    """Raise ConfigError for options that do not go together; opens nothing."""
+    """Raise ConfigError for options that do not go together, DataError for files that are none.
+
+    Opens nothing, so that this comes before all work.
+    """
     name = search_name(config)
     given = {key: getattr(config, key) for key in ("lm", "lexicon", "hotwords")}
     if name == "greedy" and (useless := [key for key, value in given.items() if value]):
@@ -245,6 +255,30 @@ def check_options(config: SearchConfig) -> None:
             where="decode.lexicon",
             hint="leave it away, or --search lexicon",
         )
+    _check_files(config)
+
+
+def _check_files(config: SearchConfig) -> None:
+    """Raise DataError that names all files that are not there, empty, or no files."""
+    from w2vtool.decoder import lm
+
+    given = [
+        ("--lexicon", config.lexicon, "lexicon"),
+        ("--hotwords", _hotword_file(config), "file of hotwords"),
+    ]
+    if config.lm is not None and not (path := lm.located(config.lm)).is_dir():
+        given.insert(0, ("--lm", path, "language model"))
+    problems = [
+        (flag, path, problem)
+        for flag, path, what in given
+        if path is not None and (problem := kinds.problem(path, what))
+    ]
+    if len(problems) == 1:
+        [(flag, path, problem)] = problems
+        raise DataError(problem, where=str(path), hint=f"see {flag}")
+    if problems:
+        shown = [f"{flag} {path}: {problem}" for flag, path, problem in problems]
+        raise DataError("\n  ".join(["files that cannot be used", *shown]))
 
 
 def slow_engine(config: SearchConfig, device: str) -> str:
@@ -270,8 +304,13 @@ def decoder(
     times: bool = False,
     device: str = "cpu",
     threads: int = 1,
+    say: Callable[[str], None] | None = None,
 ) -> Decoder:
-    """A decoder. ``device`` is where the torch engine computes; threads are numba's."""
+    """A decoder. ``device`` is where the torch engine computes; threads are numba's.
+
+    With ``say`` numba's engine is made ready now, and not by the first search, whose time would be
+    taken for that of all; ``say`` is told where it has to be compiled.
+    """
     from importlib.util import find_spec
 
     from w2vtool.decoder.beam import BeamOptions, Search
@@ -292,7 +331,7 @@ def decoder(
         times=times,
         **values,
     )
-    return Search(
+    search = Search(
         material.tokens,
         material.lexicon,
         material.lm,
@@ -302,3 +341,11 @@ def decoder(
         device=device,
         threads=threads,
     )
+    if say is not None and search.engine == "numba":
+        import numpy as np
+
+        from w2vtool.decoder import compiling
+
+        with compiling.told(say):
+            search(np.zeros((1, len(material.tokens)), np.float32))
+    return search

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from w2vtool.errors import DataError
+from w2vtool.kinds import kind
 
 SAMPLE_RATE = 16_000  # what reading gives and the network takes
 HEAD_BYTES = 4_096  # one read, which mostly holds all that comes before the audio
@@ -93,9 +94,7 @@ class Source:
         try:
             status = os.fstat(self.fd)
             if not stat.S_ISREG(status.st_mode):
-                folder = stat.S_ISDIR(status.st_mode)
-                what = "is a folder, not an audio file" if folder else "is not a regular file"
-                raise self.refusal("not-a-file", what)
+                raise self.refusal("not-a-file", f"is {kind(status.st_mode)}, not an audio file")
             self._seen = (status.st_size, status.st_mtime_ns)
             self.start, self.size = self._bounds(span, status.st_size)
         except BaseException:
@@ -107,7 +106,7 @@ class Source:
         if code in _NO_FILE:
             return self.refusal("missing", "no such file")
         if code in _NOT_REGULAR:
-            return self.refusal("not-a-file", "is not a regular file")
+            return self.refusal("not-a-file", "is a socket or a device, not an audio file")
         what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
         return self.refusal("unreadable", what)
 

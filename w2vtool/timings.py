@@ -9,15 +9,19 @@ by file, channel and begin; ``;;`` begins a comment.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from w2vtool.audio import SAMPLE_RATE
 from w2vtool.decoder.greedy import Span
 
 CHANNEL = "1"
-_HEAD = ";; file channel begin duration word; seconds from the begin of each utterance\n"
+_HEAD = ";; file channel begin duration word; seconds from the begin of each utterance"
 
 
 def seconds(spans: Sequence[Span], hop: int) -> list[dict[str, Any]]:
@@ -32,16 +36,24 @@ def seconds(spans: Sequence[Span], hop: int) -> list[dict[str, Any]]:
     ]
 
 
-def ctm(lines: Iterable[Mapping[str, Any]]) -> str:
-    """A CTM file of lines with ``id`` and ``words``, sorted as scoring programs want it.
+def ctm(hyp: Path) -> Iterator[str]:
+    """Lines of a CTM of ``hyp.jsonl``, sorted as scoring programs want it.
 
-    White space in an id, which would end the field, becomes ``_``.
+    White space in an id, which would end the field, becomes ``_``. Of each utterance its name is in
+    memory, and where its line begins; the words are read again when it is their turn.
     """
-    rows: list[tuple[str, float, int, str]] = []
-    for line in lines:
-        name = re.sub(r"\s", "_", line["id"])
-        for word in line["words"]:
-            length = word["end"] - word["begin"]
-            said = f"{name} {CHANNEL} {word['begin']:.3f} {length:.3f} {word['word']}\n"
-            rows.append((name, word["begin"], len(rows), said))
-    return _HEAD + "".join(row[-1] for row in sorted(rows))
+    yield _HEAD
+    with hyp.open("rb") as file:
+        begins: list[tuple[str, int]] = []
+        begin = 0
+        for text in file:
+            begins.append((re.sub(r"\s", "_", json.loads(text)["id"]), begin))
+            begin += len(text)
+        for name, places in groupby(sorted(begins), key=itemgetter(0)):
+            words: list[dict[str, Any]] = []
+            for _, begin in places:
+                file.seek(begin)
+                words += json.loads(file.readline())["words"]
+            for word in sorted(words, key=itemgetter("begin")):
+                length = word["end"] - word["begin"]
+                yield f"{name} {CHANNEL} {word['begin']:.3f} {length:.3f} {word['word']}"

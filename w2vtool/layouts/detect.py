@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from w2vtool.errors import DataError
+from w2vtool.kinds import kind
 from w2vtool.layouts.generic import TRANSCRIPTS
 from w2vtool.layouts.reading import files, lines
 from w2vtool.manifest import Rejected
@@ -54,9 +55,16 @@ FILES = {
 
 
 def detect(root: Path) -> str:
-    """The name of the layout. DataError for a manifest, which is none."""
+    """The name of the layout. DataError for a manifest, and for a pipe or a device: they have none.
+
+    ``root`` must be there.
+    """
     if root.is_file():
         return _file(root)
+    if not root.is_dir():
+        what = f"is {kind(root.stat().st_mode)}, neither a file nor a folder"
+        hint = "write what comes out of it into a file"
+        raise DataError(what, where=str(root), hint=hint)
     for name, patterns in SIGNS:
         if all(any(True for _ in root.glob(pattern)) for pattern in patterns):
             return name

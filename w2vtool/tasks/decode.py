@@ -7,10 +7,9 @@ known), hyp.ctm with the times, and WER and CER with counts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, islice
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +19,7 @@ from w2vtool.searching import SearchConfig
 from w2vtool.task import Task
 
 if TYPE_CHECKING:
+    from w2vtool.checkpoint import Checkpoint
     from w2vtool.console import Progress
     from w2vtool.decoder.greedy import Hypothesis
     from w2vtool.emission_cache import Cache
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from w2vtool.rejects import Reject
     from w2vtool.run import Run, Stop
     from w2vtool.searching import Decoder
-    from w2vtool.text import Rules
 
 SEARCHED = 32  # utterances at a time
 LONG_SECONDS = 60.0  # recordings of this length on average are kept one by one as they are done
@@ -102,31 +101,23 @@ class Decoding:
     """What is done to each part: log-probabilities are searched, and scored.
 
     ``heard`` is told the seconds of a long recording that are done, and may end it there.
+    ``decoder`` is for who needs no other, in this process; any other process opens its own.
     """
 
     config: DecodeConfig
     precision: Literal["float32", "bf16"]
     cache: Cache | None = None
     heard: Callable[[float], None] = lambda seconds: None
+    decoder: Decoder | None = None
 
     def start(self, device: str) -> Compute:
         """Load the network and what the search needs, once."""
-        import torch
-
-        from w2vtool import checkpoint, long_audio, rejects, searching
-        from w2vtool.device import choose
+        from w2vtool import checkpoint, long_audio, rejects
+        from w2vtool.transcripts import describe
 
         loaded = checkpoint.load(self.config.checkpoint)
-        model, tokens, rules = loaded.ctc(), loaded.spec.tokens, loaded.spec.rules
-        assert tokens is not None
-        decoder = searching.decoder(
-            searching.gather(self.config, tokens, rules),
-            self.config.beam,
-            nbest=self.config.nbest,
-            times=self.config.times,
-            device=str(choose(device)),
-            threads=torch.get_num_threads(),
-        )
+        model, rules = loaded.ctc(), loaded.spec.rules
+        decoder = self.decoder or open_decoder(self.config, loaded, device)
         hop = long_audio.field(model.wav2vec2.feature_encoder)[1] if self.config.times else 0
         search = self.by_chunks if self.config.stream else self.whole
 
@@ -202,15 +193,43 @@ class Decoding:
                 yield job[1], utterance.finish()
 
 
+def open_decoder(
+    config: DecodeConfig,
+    loaded: Checkpoint,
+    device: str,
+    say: Callable[[str], None] | None = None,
+) -> Decoder:
+    """The decoder of a config, made of its files; ``say`` as for ``searching.decoder``."""
+    import torch
+
+    from w2vtool import searching
+    from w2vtool.device import choose
+
+    assert loaded.spec.tokens is not None
+    return searching.decoder(
+        searching.gather(config, loaded.spec.tokens, loaded.spec.rules),
+        config.beam,
+        nbest=config.nbest,
+        times=config.times,
+        device=str(choose(device)),
+        threads=torch.get_num_threads(),
+        say=say,
+    )
+
+
 def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
     """Run the model over the rows, search, score and write."""
-    from w2vtool import checkpoint, emissions, parts, rejects, searching
+    from w2vtool import checkpoint, emissions, parts, rejects, searching, transcripts
     from w2vtool.device import choose, inference_precision
     from w2vtool.emission_cache import Cache, origin
 
     check(config)
     loaded = checkpoint.load(config.checkpoint)
     model = loaded.ctc()
+    if remark := searching.slow_engine(config, str(choose(config.device))):
+        run.say(remark)
+    alone = config.jobs == 1 and config.engine == "local"
+    decoder = open_decoder(config, loaded, config.device if alone else "cpu", run.say)
     rows = emissions.open_rows(
         config.inputs, config.split, config.data, config.text, jobs=config.jobs, say=run.say
     )
@@ -221,8 +240,6 @@ def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
         )
     precision = inference_precision(config.precision, choose(config.device))
     search = searching.search_name(config)
-    if remark := searching.slow_engine(config, str(choose(config.device))):
-        run.say(remark)
     run.note(checkpoint=str(loaded.path), search=search, precision=precision)
     made_of = origin(loaded.path, precision, config.batch_seconds)
     cache = Cache(config.cache, made_of, config.cache_precision) if config.cache else None
@@ -237,31 +254,35 @@ def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
     size = 1 if config.stream and rows.seconds > LONG_SECONDS * len(rows) else 0
     cut = parts.cut(rows, what, emissions.identify, size)
     rejects.foresee(cut, run.folder / "parts", strict=config.strict, device=config.device, run=run)
-    lines, rejected = rejects.apart(work(config, precision, cache, rows, cut, run))
-    summary = report(lines, rows.seconds, config, run)
-    return rejects.conclude(run.folder, rejected, summary, run)
+    decoding = Decoding(config, precision, cache, decoder=decoder if alone else None)
+    del decoder
+    found = transcripts.Found(run.folder, times=config.times)
+    found.write(work(decoding, rows, cut, run), run)
+    summary = {
+        "hyp": str(found.hyp),
+        "utterances": found.utterances,
+        "audio_s": round(rows.seconds, 2),
+        "search": search,
+        **found.report(search, run),
+    }
+    return rejects.conclude(run.folder, found.rejected, summary, run)
 
 
 def work(
-    config: DecodeConfig,
-    precision: Literal["float32", "bf16"],
-    cache: Cache | None,
-    rows: Sequence[Job],
-    cut: Sequence[Part],
-    run: Run,
-) -> list[dict[str, Any]]:
-    """The lines of all parts, with a bar while they are made."""
+    decoding: Decoding, rows: Sequence[Job], cut: Sequence[Part], run: Run
+) -> Iterator[list[dict[str, Any]]]:
+    """The lines of each part, when all are done, with a bar while they are made."""
     from w2vtool import engines
 
+    config = decoding.config
     total, unit = len(rows), "utterances"
     if config.stream:
         total, unit = round(sum(row.duration for _, row in rows)), "s of audio"
-    lines: list[dict[str, Any]] = []
     with run.progress(total, "decoding", unit) as bar:
         listening = Listening(bar, rows if config.stream else (), run.stop)
         heard = listening.within if config.jobs == 1 and config.engine == "local" else engines.heed
-        for found in engines.run(
-            Decoding(config, precision, cache, heard),
+        stream = engines.run(
+            replace(decoding, heard=heard),
             cut,
             run.folder / "parts",
             engine=config.engine,
@@ -269,9 +290,9 @@ def work(
             device=config.device,
             on_progress=listening.after if config.stream else bar.update,
             stop=run.stop,
-        ):
-            lines += found
-    return lines
+        )
+        first = next(stream, [])  # when all parts are done
+    return chain([first], stream)
 
 
 def check(config: DecodeConfig) -> None:
@@ -291,75 +312,6 @@ def check(config: DecodeConfig) -> None:
             where="decode.nbest",
             hint="--search open, or give a lexicon or a language model",
         )
-
-
-def describe(
-    row: Utterance, found: Sequence[Hypothesis], rules: Rules, nbest: int = 1, hop: int = 0
-) -> dict[str, Any]:
-    """A line of ``hyp.jsonl``; with ``hop``, samples between frames, it has the words' times."""
-    from w2vtool.score import letter_errors, word_errors
-    from w2vtool.timings import seconds
-
-    best = found[0]
-    line: dict[str, Any] = {"id": row.id, **scores(best), "duration": row.duration}
-    if row.speaker is not None:
-        line["speaker"] = row.speaker
-    if nbest > 1:
-        line["nbest"] = [scores(hypothesis) for hypothesis in found]
-    if hop:
-        line["words"] = seconds(best.words, hop)
-    if row.text is not None:
-        reference = rules(row.text)
-        line["reference"] = reference
-        line["word_errors"] = word_errors(reference, best.text)._asdict()
-        line["letter_errors"] = letter_errors(reference, best.text)._asdict()
-    return line
-
-
-def scores(hypothesis: Hypothesis) -> dict[str, Any]:
-    """What ``hyp.jsonl`` says of a hypothesis."""
-    return {name: getattr(hypothesis, name) for name in ("text", "score", "acoustic", "lm")}
-
-
-def report(
-    lines: list[dict[str, Any]], seconds: float, config: DecodeConfig, run: Run
-) -> dict[str, Any]:
-    """Write ``hyp.jsonl`` and ``hyp.ctm``, print texts or error rates, give the summary."""
-    from w2vtool.run import jsonable, write_atomic
-    from w2vtool.score import Errors
-    from w2vtool.searching import search_name
-    from w2vtool.timings import ctm
-
-    path = run.folder / "hyp.jsonl"
-    search = search_name(config)
-    summary: dict[str, Any] = {
-        "hyp": str(path),
-        "utterances": len(lines),
-        "audio_s": round(seconds, 2),
-        "search": search,
-    }
-    if config.times:
-        summary["ctm"] = str(run.folder / "hyp.ctm")
-    if run.rank == 0:
-        plain = (jsonable(line) for line in lines)  # a score of -inf is null: JSON has none
-        text = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in plain)
-        write_atomic(path, "".join(text))
-        if config.times:
-            write_atomic(run.folder / "hyp.ctm", ctm(lines))
-    known = [line for line in lines if "reference" in line]
-    if not known:
-        for line in lines:
-            run.result(f"{line['id']}\t{line['text']}")
-        return summary
-    table = []
-    for name, unit in (("WER", "word_errors"), ("CER", "letter_errors")):
-        found = sum((Errors(**line[unit]) for line in known), Errors())
-        summary[name.lower()] = round(found.rate, 6)
-        summary[unit] = found._asdict()
-        table.append([name, f"{100 * found.rate:.2f} %", found.errors, found.reference, *found[:3]])
-    columns = ["", "rate", "errors", "of", "substituted", "deleted", "inserted"]
-    run.table(f"{search}: {len(known)} utterances, {path}", columns, table)
-    return summary
 
 
 TASK = Task(

@@ -193,13 +193,11 @@ def layer_names(text: str, blocks: int) -> list[str]:
 
 def claim(config: ExtractConfig, names: list[str], source: dict[str, str]) -> None:
     """Note in the folder what it holds. Raises ConfigError when it holds something else."""
-    from w2vtool.run import write_atomic
+    from w2vtool.run import make_folder, write_atomic
 
     wanted = {"layers": names, "format": config.format, "hop_seconds": 0.02, **source}
     path = config.out / "features.json"
-    if config.out.exists() and not config.out.is_dir():
-        raise ConfigError(f"not a folder: {config.out}", hint="choose another --out")
-    config.out.mkdir(parents=True, exist_ok=True)
+    make_folder(config.out, "--out")
     if not path.exists():
         write_atomic(path, json.dumps(wanted, indent=1) + "\n")
         return

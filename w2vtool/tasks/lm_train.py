@@ -61,10 +61,11 @@ def lm_train(config: LmTrainConfig, run: Run) -> dict[str, Any]:
     import tempfile
 
     from w2vtool.decoder import lm_folder
+    from w2vtool.run import make_folder
 
     check(config)
     folder = config.out.parent if lm_folder.is_file(config.out) else config.out
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--out")
     estimate = with_lmplz if by_lmplz(config) else with_numpy
     with tempfile.TemporaryDirectory(dir=folder, prefix=".lm-train-") as scratch:
         words, tables, notes = estimate(config, Path(scratch), run)

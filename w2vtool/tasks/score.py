@@ -76,10 +76,10 @@ def label(path: Path) -> str:
 def score(config: ScoreConfig, run: Run) -> dict[str, Any]:
     """Read, align, count, compare."""
     from w2vtool import hypotheses
-    from w2vtool.run import check_folder
+    from w2vtool.run import make_folder
 
     if config.trn:
-        check_folder(config.trn, "--trn")
+        make_folder(config.trn, "--trn")
     read = [(path, hypotheses.read(path)) for path in config.hyp]
     source = config.references
     said = hypotheses.references(source) if source else hypotheses.spoken(read)

@@ -73,16 +73,19 @@ def tune_decode(config: TuneDecodeConfig, run: Run) -> dict[str, Any]:
     if run.world > 1:
         raise ConfigError("tune-decode is one process", hint="--jobs, in place of torchrun")
     ranges = searched(config)
+    searching.check_options(config)
     loaded = checkpoint.load(config.checkpoint)
     loaded.ctc()
     assert loaded.spec.tokens is not None
+    if remark := searching.slow_engine(config, str(choose(config.device))):
+        run.say(remark)
     material = searching.gather(config, loaded.spec.tokens, loaded.spec.rules)
+    # made for what it raises, and so that its compilation is not the first trial's
+    searching.decoder(material, config.beam, device=str(choose(config.device)), say=run.say)
     opened = emissions.open_rows(
         config.inputs, config.split, config.data, config.text, jobs=config.jobs, say=run.say
     )
     rows = with_text(opened, run)
-    if remark := searching.slow_engine(config, str(choose(config.device))):
-        run.say(remark)
     cache, arrays = compute(config, loaded, rows, run)
     references = [loaded.spec.rules(row.text or "") for _, row in rows]
     key = job_key(config, cache, rows, references)
@@ -182,10 +185,12 @@ def compute(
         ):
             pass
     arrays = []
+    again = None
     for part in cut:
         found = cache.read(part.rows)
-        if found is None:  # the part was done, and its file was deleted since
-            list(work.start(config.device)(part.rows))
+        if found is None:  # the part was done, and its file was deleted or damaged since
+            again = again or work.start(config.device)
+            list(again(part.rows))
             found = cache.read(part.rows)
         if found is None:
             raise DataError("what was kept has gone", where=str(cache.path(part.rows)))
