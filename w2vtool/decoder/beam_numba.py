@@ -31,16 +31,16 @@ from w2vtool.decoder.beams import (
     BLANK_TRACE,
     HOT,
     LM,
+    NEW,
     NODE,
     PLACES,
     TOKEN,
     TOKEN_TRACE,
+    WORD,
     Beam,
     Trace,
 )
 from w2vtool.decoder.kernels import (
-    NEW,
-    WORD,
     Map,
     Rules,
     compiled,

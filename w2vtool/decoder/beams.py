@@ -19,8 +19,9 @@ import numpy as np
 from w2vtool.decoder.search_space import ROOT, Space
 
 # columns of Beam.places
-LM, HOT, NODE, LAST, HISTORY, BLANK_TRACE, TOKEN_TRACE = range(7)
+HISTORY, LM, HOT, NODE, LAST, BLANK_TRACE, TOKEN_TRACE = range(7)
 PLACES = 7
+NEW, WORD = PLACES, PLACES + 1  # more columns of a candidate: its new token, the word completed
 BLANK, TOKEN = 0, 1  # columns of Beam.scores
 IN_WORD, UNKNOWN_WORD = -1, -2  # instead of the row of a word in Trace.word
 MULTIPLIER = -7046029254386353131  # 2^64 / golden ratio, odd: Knuth's multiplicative hashing
@@ -59,6 +60,6 @@ class Beam:
 def start(space: Space) -> Beam:
     """Before the first frame."""
     begin = 0 if space.lm is None else getattr(space.lm, "begin", 0)
-    places = [[begin, space.hot_start, ROOT, space.token[ROOT], 0, -1, -1]]
+    places = [[0, begin, space.hot_start, ROOT, space.token[ROOT], -1, -1]]
     in_advance = -float(space.hot.last[space.hot_start])
     return Beam(np.array(places, np.int64), np.array([[-np.inf, in_advance]]))

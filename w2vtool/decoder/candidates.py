@@ -22,7 +22,9 @@ from w2vtool.decoder.beams import (
     HISTORY,
     HOT,
     LM,
+    NEW,
     NODE,
+    PLACES,
     TOKEN,
     TOKEN_TRACE,
     Beam,
@@ -32,33 +34,29 @@ from w2vtool.decoder.options import BeamOptions
 from w2vtool.decoder.tensors import at, mix, true
 
 NEVER = -float("inf")
+OWNER = PLACES + 2  # one more column: the utterance
+LOG10 = 2  # one more column of scores: log10 of a completed word
 
 
 class Slots(NamedTuple):
-    """Live slots of all utterances; ``utterance`` is long [n], the others as in Beam."""
+    """Slots of all utterances, or candidates for slots to be.
 
-    utterance: Tensor
-    places: Tensor
-    scores: Tensor
+    Columns are those of ``beams.Beam``, then NEW, WORD and OWNER, and LOG10. NEW is -1 in a slot
+    that goes on, and WORD and LOG10 are of no meaning then; TOKEN_TRACE of a new token is that
+    before it.
+    """
+
+    places: Tensor  # int64 [n, 10]
+    scores: Tensor  # float64 [n, 3]
 
     def pick(self, rows: Tensor) -> Slots:
         """Some of them."""
-        return Slots(*(at(column, rows) for column in self))
+        return Slots(at(self.places, rows), at(self.scores, rows))
 
 
-class Candidates(NamedTuple):
-    """Slots to be, with what is new in each: a token or -1, a word, its log10."""
-
-    utterance: Tensor  # int64 [c]
-    places: Tensor  # int64 [c, 7], of which TOKEN_TRACE is that before the new token
-    scores: Tensor  # float64 [c, 2]
-    token: Tensor  # int64 [c]
-    word: Tensor  # int64 [c]
-    log10: Tensor  # float64 [c]
-
-    def pick(self, rows: Tensor) -> Candidates:
-        """Some of them."""
-        return Candidates(*(at(column, rows) for column in self))
+def together(parts: Sequence[Slots]) -> Slots:
+    """One after another."""
+    return Slots(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def joined(scores: Tensor, summing: bool = False) -> Tensor:
@@ -75,58 +73,63 @@ def ragged(count: Tensor, begin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def greatest(score: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """The greatest score of each group, and the first row that has it."""
-    most = torch.full((groups,), NEVER, dtype=score.dtype, device=score.device)
+    """The greatest score of each group, and the first row that has it; of columns, of each."""
+    most = score.new_full((groups, *score.shape[1:]), NEVER)
+    group = group.view(-1, *[1] * (score.dim() - 1)).expand_as(score)
     most.scatter_reduce_(0, group, score, "amax")
-    rows = torch.arange(len(score), device=score.device)
-    rows = torch.where(score == at(most, group), rows, len(score))
-    row = torch.full((groups,), len(score), device=score.device)
+    rows = torch.arange(len(score), device=score.device).view(-1, *[1] * (score.dim() - 1))
+    rows = torch.where(score == most.gather(0, group), rows, len(score))
+    row = torch.full_like(most, len(score), dtype=torch.int64)
     return most, row.scatter_reduce_(0, group, rows, "amin")
 
 
 def _sums(score: Tensor, group: Tensor, most: Tensor) -> Tensor:
     """Log of the sum of exponentials in each group, whose greatest is known."""
     base = torch.where(most > NEVER, most, 0.0)
-    total = torch.zeros_like(most).scatter_add_(0, group, torch.exp(score - base[group]))
+    group = group[:, None].expand_as(score)
+    shares = torch.exp(score - base.gather(0, group))
+    total = torch.zeros_like(most).scatter_add_(0, group, shares)
     return torch.where(most > NEVER, base + torch.log(total), NEVER)
 
 
-def survivors(pool: Candidates, utterances: int, options: BeamOptions) -> Candidates:
+def survivors(pool: Slots, utterances: int, options: BeamOptions, hot: bool) -> Slots:
     """Make one of the candidates for one place, and keep the best places of each utterance.
 
     A place's trace is that of its best candidate. Slots come out in the order of their utterances.
+    Without ``hot`` phrases all candidates are in one state of them.
     """
-    scores = pool.scores
     if not options.summing:
-        total = joined(scores)
-        limit = _limits(total, pool.utterance, utterances, options)
+        total = joined(pool.scores)
+        limit = _limits(total, pool.places[:, OWNER], utterances, options)
         rows = true(total > limit)
         pool = pool.pick(rows)
-        scores = torch.where(pool.scores > at(limit, rows)[:, None], pool.scores, NEVER)
-    owner, places = pool.utterance, pool.places
+    scores = pool.scores[:, :LOG10]
+    if not options.summing:
+        scores = torch.where(scores > at(limit, rows)[:, None], scores, NEVER)
+    places = pool.places
+    owner = places[:, OWNER]
     if options.by_history or options.summing:
         key = mix(places[:, NODE], places[:, HISTORY])
     else:
-        key = mix(mix(places[:, NODE], places[:, LM]), places[:, HOT])
+        key = mix(places[:, NODE], places[:, LM])
+        if hot:
+            key = mix(key, places[:, HOT])
     key = _apart(key, owner, utterances)
     unique, group = torch.unique(key, return_inverse=True)
-    # both columns as one, because so few numbers take no longer than half of them
-    groups = torch.cat([group, group + len(unique)])
-    score = scores.t().reshape(-1)
-    most, row = greatest(score, groups, 2 * len(unique))
+    most, row = greatest(scores, group, len(unique))
     if options.summing:
-        most = _sums(score, groups, most)
-    both = torch.stack([most[: len(unique)], most[len(unique) :]], 1)
-    blank_row, token_row = row[: len(unique)], row[len(unique) :] - len(owner)
-    kept = _kept(pool, token_row, both, utterances, options)
+        most = _sums(scores, group, most)
+    token_row = row[:, TOKEN]
+    kept = _kept(pool, token_row, most, utterances, options)
     found = pool.pick(at(token_row, kept))
-    found.places[:, BLANK_TRACE] = at(places[:, BLANK_TRACE], at(blank_row, kept))
-    return found._replace(scores=at(both, kept))
+    found.places[:, BLANK_TRACE] = at(places[:, BLANK_TRACE], at(row[:, BLANK], kept))
+    found.scores[:, :LOG10] = at(most, kept)
+    return found
 
 
 def _limits(total: Tensor, owner: Tensor, utterances: int, options: BeamOptions) -> Tensor:
     """What each score must be above."""
-    best_B = torch.full((utterances,), NEVER, dtype=total.dtype, device=total.device)
+    best_B = total.new_full((utterances,), NEVER)
     best_B.scatter_reduce_(0, owner, total, "amax")
     return at(best_B - options.threshold, owner)
 
@@ -141,13 +144,13 @@ def _apart(key: Tensor, utterance: Tensor, utterances: int) -> Tensor:
 
 
 def _kept(
-    pool: Candidates, row: Tensor, scores: Tensor, utterances: int, options: BeamOptions
+    pool: Slots, row: Tensor, scores: Tensor, utterances: int, options: BeamOptions
 ) -> Tensor:
     """The best places of each utterance, as many as the beam is wide.
 
     ``row`` are candidates, in the order of their utterances.
     """
-    owner, total = at(pool.utterance, row), joined(scores, options.summing)
+    owner, total = at(pool.places[:, OWNER], row), joined(scores, options.summing)
     kept = torch.arange(len(row), device=row.device)
     if options.summing:
         good = total > _limits(total, owner, utterances, options)
@@ -155,24 +158,24 @@ def _kept(
             good &= _best_histories(pool, row, torch.where(good, total, NEVER))
         kept = true(good)
         owner, total = at(owner, kept), at(total, kept)
-    count = torch.bincount(owner, minlength=utterances)
-    most = int(count.max())
+    number = torch.arange(utterances + 1, device=row.device)
+    bound = torch.searchsorted(owner, number)
+    most = int(bound.diff().max())
     if most <= options.beam:
         return kept
-    begin = torch.arange(utterances, device=row.device) * most - (torch.cumsum(count, 0) - count)
-    cell = at(begin, owner) + torch.arange(len(owner), device=row.device)
-    table = torch.full((utterances * most,), NEVER, dtype=total.dtype, device=row.device)
+    cell = at(number * most - bound, owner) + torch.arange(len(owner), device=row.device)
+    table = total.new_full((utterances * most,), NEVER)
     table.index_copy_(0, cell, total)
     best = table.view(utterances, most).topk(options.beam, sorted=False).indices
-    chosen = torch.zeros((utterances, most), dtype=torch.bool, device=row.device)
+    chosen = torch.zeros_like(table, dtype=torch.bool).view(utterances, most)
     chosen.scatter_(1, best, True)
     return at(kept, true(at(chosen.view(-1), cell)))
 
 
-def _best_histories(pool: Candidates, row: Tensor, total: Tensor) -> Tensor:
+def _best_histories(pool: Slots, row: Tensor, total: Tensor) -> Tensor:
     """Of candidates that differ only in their words, the best."""
-    places = pool.places[row]
-    key = mix(mix(pool.utterance[row], places[:, NODE]), places[:, LM])
+    places = at(pool.places, row)
+    key = mix(mix(places[:, OWNER], places[:, NODE]), places[:, LM])
     unique, group = torch.unique(mix(key, places[:, HOT]), return_inverse=True)
     _, best = greatest(total, group, len(unique))
     return torch.zeros_like(total, dtype=torch.bool).index_fill_(0, best, True)
@@ -182,41 +185,43 @@ def _best_histories(pool: Candidates, row: Tensor, total: Tensor) -> Tensor:
 class Traces:
     """Rows of all utterances' traces, as they come up; ``before`` counts over all of them."""
 
-    rows: list[Tensor] = field(default_factory=list)  # int32 [5, r]: see ``extend``
+    rows: list[Tensor] = field(default_factory=list)  # int32 [r, 4], columns TOKEN_TRACE to OWNER
     log10: list[Tensor] = field(default_factory=list)
+    frame: list[int] = field(default_factory=list)  # of the rows that came up here
     used: int = 0
 
     @classmethod
     def of(cls, beams: Sequence[Beam], device: torch.device) -> tuple[Slots, Traces]:
         """The slots of beams, and their traces one after another."""
         traces = cls()
-        places, scores, owners = [], [], []
+        places, scores = [], []
         for number, beam in enumerate(beams):
             old = beam.trace
-            here = beam.places.copy()
-            here[:, BLANK_TRACE:][here[:, BLANK_TRACE:] >= 0] += traces.used
+            more = np.full((len(beam.places), OWNER + 1 - PLACES), (-1, -1, number))
+            here = np.concatenate([beam.places, more], 1)
+            here[:, BLANK_TRACE:PLACES][here[:, BLANK_TRACE:PLACES] >= 0] += traces.used
             places.append(here)
-            scores.append(beam.scores)
-            owners.append(np.full(len(here), number))
+            scores.append(np.pad(beam.scores, ((0, 0), (0, 1))))
             before = np.where(old.before >= 0, old.before + traces.used, -1)
-            owner = np.full(len(before), number)
-            rows = np.stack([owner, before, old.token, old.word, old.frame]).astype(np.int32)
-            traces.rows.append(torch.from_numpy(rows).to(device))
+            rows = np.stack([before, old.token, old.word, np.full(len(before), number)], 1)
+            traces.rows.append(torch.from_numpy(rows.astype(np.int32)).to(device))
             traces.log10.append(torch.from_numpy(old.log10).to(device))
             traces.used += len(before)
-        arrays = map(np.concatenate, (owners, places, scores))
+        arrays = map(np.concatenate, (places, scores))
         return Slots(*(torch.from_numpy(array).to(device) for array in arrays)), traces
 
-    def extend(self, kept: Candidates, frame_B: Tensor) -> Slots:
-        """Add a row for every new token; give the slots that point to them."""
-        new = true((kept.token >= 0) & (kept.scores[:, TOKEN] > NEVER))
-        before = kept.places[:, TOKEN_TRACE]
-        columns = kept.utterance, before, kept.token, kept.word, at(frame_B, kept.utterance)
-        self.rows.append(torch.stack([at(column, new) for column in columns]).int())
-        self.log10.append(at(kept.log10, new).float())
-        before.index_copy_(0, new, torch.arange(len(new), device=new.device) + self.used)
-        self.used += len(new)
-        return Slots(kept.utterance, kept.places, kept.scores)
+    def extend(self, kept: Slots, t: int) -> Slots:
+        """Add a row for every new token of frame t; give the slots that point to them."""
+        places = kept.places
+        self.frame.append(t)
+        new = true((places[:, NEW] >= 0) & (kept.scores[:, TOKEN] > NEVER))
+        self.rows.append(at(places[:, TOKEN_TRACE:], new).int())
+        self.log10.append(at(kept.scores[:, LOG10], new).float())
+        used = self.used + len(new)
+        numbers = torch.arange(self.used, used, device=new.device)
+        places[:, TOKEN_TRACE].index_copy_(0, new, numbers)
+        self.used = used
+        return kept
 
     def split(
         self,
@@ -226,12 +231,12 @@ class Traces:
         blank: Sequence[bool],
     ) -> list[Beam]:
         """Beams of their own again."""
-        owner_n, places, scores = (
-            torch.cat(columns).cpu().numpy() for columns in zip(*ended, strict=True)
-        )
-        rows = torch.cat(self.rows, 1).cpu().numpy()
+        slots = together(ended)
+        places_n, scores_n = slots.places.cpu().numpy(), slots.scores[:, :LOG10].cpu().numpy()
+        rows = torch.cat(self.rows).cpu().numpy()
         log10 = torch.cat(self.log10).cpu().numpy()
-        owner_R = rows[0]
+        owner_R = rows[:, 3]
+        frame_R = self._frames(started, owner_R)
         order = np.argsort(owner_R, kind="stable")
         bounds = np.searchsorted(owner_R[order], np.arange(len(started) + 1))
         local = np.empty(len(order) + 1, np.int64)  # number of a row within its utterance
@@ -240,12 +245,20 @@ class Traces:
         beams = []
         for number, beam in enumerate(started):
             own = order[bounds[number] : bounds[number + 1]]
-            before, token, word, frame = rows[1:, own].astype(np.int32)
-            trace = Trace(local[before].astype(np.int32), token, word, frame, log10[own])
-            slots = np.flatnonzero(owner_n == number)
-            slots = slots[np.argsort(-scores[slots].max(1), kind="stable")]
-            here = places[slots]
+            before, token, word = rows[own, :3].T.copy()
+            before = local[before].astype(np.int32)
+            trace = Trace(before, token, word, frame_R[own], log10[own])
+            slots_u = np.flatnonzero(places_n[:, OWNER] == number)
+            slots_u = slots_u[np.argsort(-scores_n[slots_u].max(1), kind="stable")]
+            here = places_n[slots_u, :PLACES]
             here[:, BLANK_TRACE:] = local[here[:, BLANK_TRACE:]]
             after = beam.frames + len(frames[number])
-            beams.append(Beam(here, scores[slots], trace, after, blank[number]))
+            beams.append(Beam(here, scores_n[slots_u], trace, after, blank[number]))
         return beams
+
+    def _frames(self, started: Sequence[Beam], owner_R: np.ndarray) -> np.ndarray:
+        """The frame of each row, counted from the begin of its utterance."""
+        old = np.concatenate([beam.trace.frame for beam in started])
+        here = np.repeat(self.frame, [len(rows) for rows in self.rows[len(started) :]])
+        seen_B = np.array([beam.frames for beam in started])
+        return np.concatenate([old, here + seen_B[owner_R[len(old) :]]]).astype(np.int32)

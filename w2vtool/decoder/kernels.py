@@ -22,17 +22,18 @@ from w2vtool.decoder.beams import (
     LAST,
     LM,
     MULTIPLIER,
+    NEW,
     NODE,
     PLACES,
     SHIFT,
     TOKEN,
     TOKEN_TRACE,
+    WORD,
 )
 from w2vtool.decoder.planting import ROOT
 
 MEMO = 4096  # a power of 2
 WIDE = 8  # a node with so many children for each token is asked token by token
-NEW, WORD = PLACES, PLACES + 1  # more columns of a candidate: its new token, the word completed
 BEST_PATH = 2  # one more column of its scores: the best one of those that its token score sums
 
 

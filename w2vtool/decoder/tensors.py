@@ -32,14 +32,12 @@ class Map(NamedTuple):
     log-probability.
     """
 
-    child_begin: Tensor
-    children: Tensor  # [N], how many
+    children: Tensor  # [N, 2], how many, and the first
     token: Tensor
     inner: Tensor  # [N], look of nodes that words go on from, else -inf
     final: Tensor  # [N], the most that the end of a word can bring, -inf where none ends
     worth: Tensor  # [N], the better one, with the score of "|"
-    hope: Tensor  # [N], the best worth of a child
-    look: Tensor
+    ahead: Tensor  # [N, 2], look, and the best worth of a child
     depth: Tensor
     word_begin: Tensor
     node_words: Tensor
@@ -90,11 +88,11 @@ def to_map(space: Space, options: BeamOptions, device: torch.device) -> Map:
     if space.separator >= 0:
         has_end[parents[space.token[1 : 1 + len(parents)] == space.separator]] = True
     arrays |= {
-        "children": children,
+        "children": np.stack([children, space.child_begin], 1),
         "inner": inner,
         "final": final,
         "worth": worth,
-        "hope": hope[space.group],
+        "ahead": np.stack([space.look, hope[space.group]], 1),
         "child_keys": keys,
         "has_end": has_end,
     }
@@ -120,35 +118,34 @@ def arcs_query(arcs: Arcs, device: torch.device) -> Query:
     """Queries of arcs.
 
     Why a search among all keys, and for all back-offs whether they come to it or not: the pairs are
-    few, and it is one call.
+    few, and it is one call. Why tables of these back-offs: else these calls are most of a query.
     """
     words = int(arcs.first[1])
     states = len(arcs.backoff)
-    rounds, state_S = 0, np.arange(states)
-    while state_S.any():
-        state_S, rounds = arcs.back[state_S], rounds + 1
+    chain, paid = [np.arange(states)], [np.zeros(states)]
+    while chain[-1].any():  # state 0 backs off no more, and has every word
+        paid.append(paid[-1] + np.where(chain[-1] > 0, arcs.backoff[chain[-1]], 0.0))
+        chain.append(arcs.back[chain[-1]])
     state_A = np.repeat(np.arange(states), np.diff(arcs.first))
-    keys = torch.from_numpy(state_A * words + arcs.word).to(device)
-    score, target, backoff, back = (
-        torch.from_numpy(array).to(device)
-        for array in (arcs.score, arcs.target, arcs.backoff, arcs.back)
+    keys, begin_SR, paid_SR, score, target = (
+        _tensor(array, device)
+        for array in (
+            state_A * words + arcs.word,
+            np.stack(chain, 1) * words,
+            np.stack(paid, 1),
+            arcs.score,
+            arcs.target,
+        )
     )
 
     def query(state_c: Tensor, word_c: Tensor) -> tuple[Tensor, Tensor]:
-        arc_c, paid_c = word_c, torch.zeros_like(word_c, dtype=torch.float64)
-        if rounds:  # else there is but the empty history, which has every word
-            chain, paid = [state_c], [torch.zeros_like(state_c, dtype=torch.float64)]
-            for _ in range(rounds):
-                paid.append(paid[-1] + at(backoff, chain[-1]))
-                chain.append(at(back, chain[-1]).long())
-            key_Rc = torch.stack(chain) * words + word_c
-            arc_Rc = torch.searchsorted(keys, key_Rc)
-            arc_Rc = arc_Rc.clamp_(max=len(keys) - 1)
-            there = at(keys, arc_Rc.view(-1)).view_as(key_Rc) == key_Rc
-            first_c = there.byte().argmax(0, keepdim=True)
-            arc_c = arc_Rc.gather(0, first_c).squeeze(0)
-            paid_c = torch.stack(paid).gather(0, first_c).squeeze(0)
-        return paid_c + at(score, arc_c).double(), at(target, arc_c).long()
+        key_cR = at(begin_SR, state_c) + word_c[:, None]
+        arc_cR = torch.searchsorted(keys, key_cR).clamp_(max=len(keys) - 1)
+        there_cR = at(keys, arc_cR.view(-1)).view_as(key_cR) == key_cR
+        first_c = there_cR.byte().argmax(1, keepdim=True)
+        arc_c = arc_cR.gather(1, first_c).squeeze(1)
+        paid_c = at(paid_SR, state_c).gather(1, first_c).squeeze(1)
+        return paid_c + at(score, arc_c), at(target, arc_c)
 
     return query
 
