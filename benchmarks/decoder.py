@@ -32,8 +32,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from decoder_made import Made, make  # noqa: E402
 from decoder_peers import Absent, Worker, interpreter  # noqa: E402
 
+from w2vtool.decoder import arpa_writer  # noqa: E402
 from w2vtool.decoder import lexicon as lexicons  # noqa: E402
-from w2vtool.decoder.lm_train import train, write_arpa  # noqa: E402
+from w2vtool.decoder.lm_train import train  # noqa: E402
 from w2vtool.score import Errors, word_errors  # noqa: E402
 from w2vtool.tokens import Tokens  # noqa: E402
 
@@ -97,7 +98,8 @@ def open_job(folder: Path, work: Path) -> Job:
     if not arpa.exists():
         begin = time.perf_counter()
         with lzma.open(text, "rt") if packed else text.open() as lines:
-            write_arpa(train(lines, 4), arpa)
+            made = train(lines, 4)
+        arpa_writer.write(made.words, made.tables(), arpa)
         say(f"trained a 4-gram in {time.perf_counter() - begin:.1f} s")
     return Job(folder, arpa, tokens, lexicons.read(folder / "lexicon.txt", tokens))
 

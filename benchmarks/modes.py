@@ -5,9 +5,9 @@ tables), and text for the language models. Goes out: for each mode the word and 
 on the test set, the error rate of the best of ten hypotheses, the mean score, milliseconds of CPU
 an utterance of the numba engine, and how often the torch engine finds another text.
 
-The language models are trained here: a 4-gram of words (``--order``) and a 6-gram of letters. Each
-mode's weights are searched for on the development set, with a narrow beam; the test set is decoded
-once, with a wide one.
+The language models are trained here: a 4-gram of words (``--order``), and a 6-gram of the tokens of
+the checkpoint, letters or word pieces. Each mode's weights are searched for on the development set,
+with a narrow beam; the test set is decoded once, with a wide one.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
-from w2vtool import checkpoint, emissions, searching, tuning
+from w2vtool import checkpoint, emissions, lm_texts, searching, tuning
+from w2vtool.decoder import arpa_writer
 from w2vtool.decoder.greedy import Hypothesis
-from w2vtool.decoder.lm_train import read_lines, train, write_arpa
+from w2vtool.decoder.lm_train import read_lines, train
 from w2vtool.device import choose
 from w2vtool.schema import DataConfig, TextConfig
 from w2vtool.score import Errors, letter_errors, word_errors
@@ -51,14 +52,14 @@ class Mode(NamedTuple):
 
     search: searching.SearchName
     lexicon: bool = False
-    lm: str = ""  # "words" or "letters"
+    lm: str = ""  # "words" or "tokens"
     weights: tuple[str, ...] = ()
 
 
 MODES = {
     "greedy": Mode("greedy"),
     "CTC alone": Mode("tokens"),
-    "letters + LM": Mode("tokens", lm="letters", weights=("lm_weight", "word_score")),
+    "tokens + LM": Mode("tokens", lm="tokens", weights=("lm_weight", "word_score")),
     "lexicon": Mode("lexicon", lexicon=True, weights=("word_score",)),
     "lexicon + LM": Mode("lexicon", True, "words", ("lm_weight", "word_score")),
     "open + LM": Mode("open", False, "words", tuple(RANGES)),
@@ -82,18 +83,21 @@ def heard(paths: Sequence[Path], loaded: checkpoint.Checkpoint) -> Set:
     return Set([logp_TV for logp_TV, _ in found], [text for _, text in found])
 
 
-def models(text: Sequence[Path], order: int, rules: Rules, work: Path) -> dict[str, Path]:
-    """Models of words and of letters, and the words; those that are there are taken."""
-    paths = {name: work / f"{name}.arpa" for name in ("words", "letters")}
+def models(
+    text: Sequence[Path], order: int, trained: Path, rules: Rules, work: Path
+) -> dict[str, Path]:
+    """Models of words and of the checkpoint's tokens, and the words; what is there is taken."""
+    paths = {name: work / f"{name}.arpa" for name in ("words", "tokens")}
     paths["lexicon"] = work / "words.txt"
     if all(path.exists() for path in paths.values()):
         return paths
     lines = [line for line in map(rules, read_lines(text)) if line]
     made = train(lines, order, (0, 0, 1, 1)[:order])
-    write_arpa(made, paths["words"])
+    arpa_writer.write(made.words, made.tables(), paths["words"])
     paths["lexicon"].write_text("".join(f"{word}\n" for word in sorted(made.words[3:])))
-    spelled = (" ".join((*line.replace(" ", "|"), "|")) for line in lines)
-    write_arpa(train(spelled, 6, (0, 0, 0, 1, 1, 1)), paths["letters"])
+    known = lm_texts.usable(trained)
+    made = train(lm_texts.spelled(lines, trained), 6, (0, 0, 0, 1, 1, 1), known=known)
+    arpa_writer.write(made.words, made.tables(), paths["tokens"])
     return paths
 
 
@@ -193,7 +197,8 @@ def main() -> None:
         work = arguments.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("W2VTOOL_CACHE", str(work))
-        paths = models(arguments.text, arguments.order, loaded.spec.rules, work)
+        rules = loaded.spec.rules
+        paths = models(arguments.text, arguments.order, arguments.checkpoint, rules, work)
         for name, mode in MODES.items():
             material = gathered(mode, paths, loaded)
             journal = work / f"{name.replace(' ', '')}.jsonl"

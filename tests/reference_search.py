@@ -69,6 +69,10 @@ class Offer(NamedTuple):
     score: float = NEVER
     way: Way = Way()
 
+    def more(self, gain: float, token: int) -> Offer:
+        """After another frame."""
+        return Offer(self.score + gain, self.way._replace(path=(*self.way.path, token)))
+
 
 Slots = dict[Place, tuple[Offer, Offer]]  # with a last frame that is blank, that is a token
 
@@ -191,12 +195,9 @@ class Reference:
         state = self.task.lm.start() if self.task.lm else None
         begin = Place(state, hot, (), self.separator)
         slots: Slots = {begin: (Offer(), Offer(self._ahead(hot)))}
-        sure = False
+        sure, collapse = False, self.options.collapse
         for e in logp_TV.tolist():
-            before = sure
-            sure = self.options.collapse < 1 and e[self.tokens.blank] > math.log(
-                self.options.collapse
-            )
+            before, sure = sure, collapse < 1 and e[self.tokens.blank] > math.log(collapse)
             slots = self._passed(slots, e) if sure and before else self._frame(slots, e)
         self._finish(slots, logp_TV)
         return self.outcome
@@ -213,22 +214,15 @@ class Reference:
 
     def _passed(self, slots: Slots, e: Sequence[float]) -> Slots:
         blank = self.tokens.blank
-        return {
-            place: (self._more(self._join(*pair), e[blank], blank), Offer())
-            for place, pair in slots.items()
-        }
-
-    @staticmethod
-    def _more(offer: Offer, gain: float, token: int) -> Offer:
-        way = offer.way._replace(path=(*offer.way.path, token))
-        return Offer(offer.score + gain, way)
+        joined = {place: self._join(*pair) for place, pair in slots.items()}
+        return {place: (top.more(e[blank], blank), Offer()) for place, top in joined.items()}
 
     def _frame(self, slots: Slots, e: Sequence[float]) -> Slots:
         stays = [offer for slot in slots.items() for offer in self._stays(*slot, e)]
         moves = [offer for slot in slots.items() for offer in self._moves(*slot, e)]
         if self.options.summing:
-            limit = max(offer.score for _, _, offer in stays) - self.options.threshold
-            self._watch(limit, [offer.score for _, _, offer in moves])
+            best = max(offer.score for _, _, offer in stays)
+            limit = self._limit(best, [offer.score for _, _, offer in moves])
             moves = [move for move in moves if move[2].score > limit]
         pool: dict[Place, tuple[list[Offer], list[Offer]]] = {}
         for place, column, offer in (*stays, *moves):
@@ -244,10 +238,10 @@ class Reference:
     ) -> Iterator[tuple[Place, int, Offer]]:
         blank, last = self.tokens.blank, place.last
         both = self._join(*pair)
-        yield place, 0, self._more(both, e[blank], blank)
+        yield place, 0, both.more(e[blank], blank)
         if last >= 0:
             again = both if not place.letters and last == self.separator else pair[1]
-            yield place, 1, self._more(again, e[last] + self._silent(last), last)
+            yield place, 1, again.more(e[last] + self._silent(last), last)
 
     def _silent(self, token: int) -> float:
         return self.options.sil_score if token == self.silence else 0.0
@@ -261,10 +255,9 @@ class Reference:
             if token == self.tokens.blank or e[token] < floor:
                 continue
             source = pair[0] if token == place.last else both
-            if not place.letters and token == self.separator:
-                continue  # said by _stays
-            if source.score > NEVER:
-                source = self._more(source, e[token] + self._silent(token), token)
+            again = not place.letters and token == self.separator  # said by _stays
+            if source.score > NEVER and not again:
+                source = source.more(e[token] + self._silent(token), token)
                 yield from ((p, 1, offer) for p, offer in self._spelled(place, source, token))
 
     def _spelled(self, place: Place, source: Offer, token: int) -> Iterator[tuple[Place, Offer]]:
@@ -301,21 +294,21 @@ class Reference:
         after = Place(state, hot, (), token, words if self.apart else ())
         return after, Offer(score, Way(words, offer.way.path, len(offer.way.path)))
 
-    def _watch(self, limit: float, scores: Sequence[float]) -> None:
+    def _limit(self, best: float, scores: Sequence[float]) -> float:
+        """What scores must be above."""
+        limit = best - self.options.threshold
         if math.isfinite(limit) and any(abs(score - limit) < TIE for score in scores):
             self.outcome.cut = True
+        return limit
 
     def _near(self, slots: Slots) -> Slots:
         """Without what is too far below the best."""
         if self.options.summing:
-            scores = [self._join(*pair).score for pair in slots.values()]
-            limit = max(scores) - self.options.threshold
-            self._watch(limit, scores)
-            chosen = zip(slots.items(), scores, strict=True)
-            return {place: pair for (place, pair), score in chosen if score > limit}
+            total = {place: self._join(*pair).score for place, pair in slots.items()}
+            limit = self._limit(max(total.values()), list(total.values()))
+            return {place: slots[place] for place, score in total.items() if score > limit}
         scores = [offer.score for pair in slots.values() for offer in pair]
-        limit = max(scores) - self.options.threshold
-        self._watch(limit, scores)
+        limit = self._limit(max(scores), scores)
         near = {
             place: tuple(offer if offer.score > limit else Offer() for offer in pair)
             for place, pair in slots.items()

@@ -17,16 +17,18 @@ from w2vtool.batches import load
 from w2vtool.feed import Split
 from w2vtool.manifest import Manifest
 
+WARMUP = 2  # bins before those that are timed
 
-def against_soundfile(split: Split, bins: int, *, warmup: int = 2) -> dict[str, float]:
+
+def against_soundfile(split: Split, bins: int) -> dict[str, float]:
     """Time ``bins`` bins, after some for warming up.
 
     ``ratio`` is the loop's CPU time over the loader's; below 1 the loader is slower.
     """
-    batches = load(split.manifest, split.plan, split.collate, range(warmup + bins))
+    batches = load(split.manifest, split.plan, split.collate, range(WARMUP + bins))
     loader = loop = audio = 0.0
-    for number in range(warmup + bins):
-        if number == warmup:
+    for number in range(WARMUP + bins):
+        if number == WARMUP:
             loader = loop = audio = 0.0
         rows = split.plan.bin(number).rows.tolist()
         loader += _cpu(partial(next, batches))

@@ -6,7 +6,6 @@ Read-only and torch-free. Pydantic is not imported here: whoever has a model has
 from __future__ import annotations
 
 import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -127,11 +126,3 @@ def kind(annotation: Any) -> str:
 def is_switch(annotation: Any) -> bool:
     """Whether a flag for this type needs no value: true or false, and nothing else."""
     return [arm for arm in arms(annotation) if arm is not None] == [bool]
-
-
-def resolved(function: Any) -> dict[str, Any]:
-    """The type hints of a function, or nothing where they cannot be evaluated."""
-    try:
-        return typing.get_type_hints(function)
-    except (NameError, TypeError):
-        return {}

@@ -38,12 +38,11 @@ class Node:
     """A value with its origin: ``value`` is text, None, a list of nodes or a dict of nodes.
 
     ``origin`` is ``file:line`` or ``command line (key)``; ``folder`` is what relative paths in it
-    are relative to (None: the current directory); ``quoted`` says that the text stood in quotes.
+    are relative to (None: the current directory).
     """
 
     value: Any
     origin: str
-    quoted: bool = False
     folder: Path | None = None
 
 
@@ -116,9 +115,8 @@ def _refuse(event: Any, where: str, nodes: int) -> None:
 
 
 def _scalar(event: Any, where: str, folder: Path | None) -> Node:
-    quoted = bool(event.style)
-    value = None if not quoted and event.value in _NULL else event.value
-    return Node(value, where, quoted, folder)
+    value = None if not event.style and event.value in _NULL else event.value  # not in quotes
+    return Node(value, where, folder)
 
 
 def _attach(stack: list[_Open], node: Node, where: str) -> Node | None:

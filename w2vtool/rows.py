@@ -4,7 +4,7 @@ Goes in: a line of JSON, in our keys or with NeMo's ``audio_filepath``. Goes out
 or a ValueError with everything that is wrong with the line; and ``SCHEMA``, the same rules as a
 JSON schema for other programs.
 
-Why two ways to read a line: nearly all lines are as ``dump`` writes them, and those are known by
+Why two ways to read a line: nearly all lines are as ``written`` makes them, and those are known by
 one regular expression at a third of the price of reading JSON and looking at every value. Whatever
 it does not match is read with all checks, so both ways accept and refuse the same lines.
 """
@@ -101,7 +101,7 @@ def parse_hashed(line: bytes) -> tuple[Utterance, bytes]:
 
 
 def _plain(line: bytes) -> tuple[Utterance, str, re.Match[str]] | None:
-    """The row of a line that is as ``dump`` writes most of them; None for all others."""
+    """The row of a line that is as ``written`` makes most of them; None for all others."""
     try:
         text = line.decode()
     except UnicodeDecodeError:
@@ -126,11 +126,6 @@ def record(row: Utterance) -> dict[str, Any]:
     known |= {"offset": float(row.offset), "duration": float(row.duration)}
     extra = json.loads(json.dumps(row.extra, sort_keys=True)) if row.extra else {}
     return {key: value for key, value in known.items() if value is not None} | extra
-
-
-def dump(row: Utterance) -> str:
-    """The line of a row, without its end; equal rows give equal lines."""
-    return _json(record(row))
 
 
 def hashed(row: Utterance) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -153,18 +153,11 @@ def build(
     return model
 
 
-def manifests(
-    data: DataConfig,
-    place: Place,
-    *,
-    rules: Rules,
-    run: Folder,
-    names: Iterable[str] = ("train", "valid"),
-) -> dict[str, Manifest]:
-    """The splits that are given, ``train`` always. One process builds what has to be built."""
+def manifests(data: DataConfig, place: Place, *, rules: Rules, run: Folder) -> dict[str, Manifest]:
+    """The splits to train on; ``train`` must be given. One process builds what has to be built."""
     return {
         name: open_split(data, name, rules=rules, say=run.say, wait=place.rank > 0)
-        for name in names
+        for name in ("train", "valid")
         if getattr(data, name) or name == "train"
     }
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ngrams import assembled, log10, write_arpa
 
 from w2vtool.decoder.lm import open_lm
-from w2vtool.decoder.lm_train import train, write_arpa
+from w2vtool.decoder.lm_train import train
 from w2vtool.decoder.lmplz import estimate
 from w2vtool.decoder.ngram import NGram
 
@@ -82,7 +83,7 @@ def test_perplexity_is_that_of_the_definition(w2v: W2v) -> None:
     for words in sentences:
         history = "<s>"
         for word in [*words, "</s>"]:
-            logs.append(ngrams.log10([history], word))
+            logs.append(log10(assembled(ngrams), (history,), word))
             missed += logs[-1] if word == "NEVER" else 0
             history = word
     assert found["perplexity"] == pytest.approx(10 ** (-math.fsum(logs) / 6), rel=1e-4)
@@ -121,15 +122,16 @@ def test_a_pruned_model_is_smaller_and_reads_back(w2v: W2v) -> None:
 FAKE = """#!{python}
 import sys
 from pathlib import Path
-from w2vtool.decoder.lmplz import estimate
-from w2vtool.decoder.lm_train import read_lines, train, write_arpa
+from w2vtool.decoder import arpa_writer
+from w2vtool.decoder.lm_train import read_lines, train
 words = sys.argv
 Path("called.txt").write_text(" ".join(words[1:]))
 order = int(words[words.index("-o") + 1])
 text, arpa = words[words.index("--text") + 1], words[words.index("--arpa") + 1]
 if "FAIL" in Path(text).read_text():
     sys.exit("it is too hot")
-write_arpa(train(read_lines([text]), order), arpa)
+made = train(read_lines([text]), order)
+arpa_writer.write(made.words, made.tables(), Path(arpa))
 """
 
 

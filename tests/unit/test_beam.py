@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ngrams import model, sentences
+from searches import log_softmax
 
 from w2vtool.decoder import lexicon as lexicons
 from w2vtool.decoder.beam import BeamOptions, Search
-from w2vtool.decoder.lm import LanguageModel, open_lm
-from w2vtool.decoder.lm_train import train, write_arpa
+from w2vtool.decoder.lm import LanguageModel
 from w2vtool.errors import ConfigError, DataError
 from w2vtool.tokens import Tokens
 
@@ -25,32 +25,20 @@ LEXICON = lexicons.from_words(WORDS, TOKENS)
 WIDE = {"beam": 10_000, "threshold": math.inf, "token_threshold": math.inf}
 
 
-def sentences(words: tuple[str, ...], count: int, seed: int = 0) -> list[str]:
-    draw = random.Random(seed)
-    return [
-        " ".join(draw.choices(words, range(len(words), 0, -1), k=draw.randint(1, 5)))
-        for _ in range(count)
-    ]
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return model(sentences(WORDS, 300), 3)
 
 
 @pytest.fixture(scope="module")
-def lm(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    path = tmp_path_factory.mktemp("lm") / "words.arpa"
-    write_arpa(train(sentences(WORDS, 300), 3), path)
-    return open_lm(path)
-
-
-@pytest.fixture(scope="module")
-def other_lm(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+def other_lm() -> LanguageModel:
     """Knows B and AA, which the small lexicon lacks, but not BA, which it has."""
-    path = tmp_path_factory.mktemp("lm") / "other.arpa"
-    write_arpa(train(sentences(("A", "B", "AB", "AA"), 300), 2), path)
-    return open_lm(path)
+    return model(sentences(("A", "B", "AB", "AA"), 300), 2)
 
 
 def emissions(rng: np.random.Generator, frames: int, tokens: int = 4, spread: float = 2.0):
     x_TV = rng.normal(0, spread, (frames, tokens))
-    return x_TV - np.log(np.exp(x_TV).sum(axis=1, keepdims=True))
+    return log_softmax(x_TV)
 
 
 def weights(rng: np.random.Generator) -> dict[str, float]:
@@ -168,10 +156,8 @@ COMMANDS = (*DIGITS, "UP", "DOWN", "LEFT", "RIGHT", "STOP", "GO", "YES", "NO", "
 
 
 @pytest.fixture(scope="module")
-def commands_lm(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    path = tmp_path_factory.mktemp("lm") / "commands.arpa"
-    write_arpa(train(sentences(COMMANDS, 300), 3), path)
-    return open_lm(path)
+def commands_lm() -> LanguageModel:
+    return model(sentences(COMMANDS, 300), 3)
 
 
 def spoken(text: str, rng: np.random.Generator, noise: float = 2.0) -> np.ndarray:
@@ -181,7 +167,7 @@ def spoken(text: str, rng: np.random.Generator, noise: float = 2.0) -> np.ndarra
         ids += [label] * int(rng.integers(1, 3)) + [LETTERS.blank] * int(rng.integers(1, 3))
     logits_TV = rng.normal(0, noise, (len(ids), len(LETTERS)))
     logits_TV[np.arange(len(ids)), ids] += 7
-    return logits_TV - np.log(np.exp(logits_TV).sum(axis=1, keepdims=True))
+    return log_softmax(logits_TV)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -265,8 +251,7 @@ def test_an_unfinished_last_word_is_dropped() -> None:
 def test_words_of_one_spelling_are_told_apart_by_the_language_model(tmp_path: Path) -> None:
     path = tmp_path / "homophones.txt"
     path.write_text("read\tA B |\nred\tA B |\nI\tA |\nthe\tB |\n")
-    write_arpa(train(["I read", "the red", "I read", "the red"], 2), tmp_path / "lm.arpa")
-    search = Search(TOKENS, lexicons.read(path, TOKENS), open_lm(tmp_path / "lm.arpa"))
+    search = Search(TOKENS, lexicons.read(path, TOKENS), model(["I read", "the red"] * 2, 2))
     assert search(spell("A|AB|"))[0].text == "I read"
     assert search(spell("B|AB|"))[0].text == "the red"
 

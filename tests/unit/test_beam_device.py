@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import test_beam_engines as toys
 import torch
+from searches import same
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -107,7 +108,7 @@ def test_no_operation_meets_two_devices(folder: Path, mode: str) -> None:
     seen, there = imagined(search, toys.UTTERANCES)
     assert seen.total() > 1000  # what is imagined is followed
     for found, other in zip(there, search.batch(toys.UTTERANCES), strict=True):
-        toys.same(found, other)
+        same(found, other)
 
 
 @pytest.mark.parametrize(

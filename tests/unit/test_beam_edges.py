@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ngrams import in_letters, model, sentences
+from searches import log_softmax, same
 from streams import bit_by_bit
 
 from w2vtool.decoder import lexicon as lexicons
 from w2vtool.decoder.beam import BeamOptions, Search
 from w2vtool.decoder.best_path import BestPath
-from w2vtool.decoder.greedy import Hypothesis, greedy
+from w2vtool.decoder.greedy import greedy
 from w2vtool.decoder.lexicon import Lexicon
 from w2vtool.decoder.lm import LanguageModel, open_lm
-from w2vtool.decoder.lm_train import train, write_arpa
 from w2vtool.errors import DataError
 from w2vtool.tokens import Tokens
 
@@ -47,14 +48,11 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel]:
+def lms() -> dict[str, LanguageModel]:
     """Of words and of letters."""
-    folder, draw = tmp_path_factory.mktemp("lm"), random.Random(0)
-    lines = [" ".join(draw.choices(LEXICON.words[:4], k=draw.randint(1, 4))) for _ in range(200)]
-    letters = [" ".join((*line.replace("read", "AB").replace(" ", "|"), "|")) for line in lines]
-    write_arpa(train(lines, 2), folder / "words.arpa")
-    write_arpa(train(letters, 3), folder / "letters.arpa")
-    return {name: open_lm(folder / f"{name}.arpa") for name in ("words", "letters")}
+    lines = sentences(LEXICON.words[:4], 200, longest=4, even=True)
+    letters = in_letters(line.replace("read", "AB") for line in lines)
+    return {"words": model(lines, 2), "letters": model(letters, 3)}
 
 
 def made(mode: str, engine: str, lms: dict[str, LanguageModel], **given: Any) -> Search:
@@ -79,21 +77,13 @@ def utterances(seed: int, number: int = 8) -> list[np.ndarray]:
     for n in range(number):
         x_TV = rng.normal(0, 3, (int(rng.integers(0, 24)) if n > 1 else n, len(TOKENS)))
         x_TV[rng.random(len(x_TV)) < 0.3, 0] += 7
-        logp_TV = x_TV - np.log(np.exp(x_TV).sum(axis=1, keepdims=True))
+        logp_TV = log_softmax(x_TV)
         if n % 3 == 0:
             logp_TV[:, 1:][logp_TV[:, 1:] < -5] = -np.inf
         if n % 4 == 0 and len(logp_TV):
             logp_TV[len(logp_TV) // 2] = -np.inf
         found.append(logp_TV)
     return found
-
-
-def same(found: list[Hypothesis], other: list[Hypothesis]) -> None:
-    """Texts and times are equal; scores are to 1e-6, relative to those of frames of nothing."""
-    for name in ("text", "words", "tokens"):
-        assert [getattr(h, name) for h in found] == [getattr(h, name) for h in other]
-    for ours, theirs in zip(found, other, strict=True):
-        assert ours[1:4] == pytest.approx(theirs[1:4], abs=1e-6, rel=1e-12)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -231,7 +221,7 @@ FORMS = {
 def test_any_array_will_do(lms: dict[str, LanguageModel], form: str, engine: str) -> None:
     search = BestPath(TOKENS) if engine == "greedy" else made("lexicon+lm", engine, lms)
     x_TV = np.random.default_rng(6).normal(0, 3, (20, len(TOKENS)))
-    logp_TV = x_TV - np.log(np.exp(x_TV).sum(axis=1, keepdims=True))
+    logp_TV = log_softmax(x_TV)
     logp_TV = logp_TV.astype(np.float16).astype(float)  # what float16 and float32 hold
     if "bfloat16" in form:
         logp_TV = torch.from_numpy(logp_TV).bfloat16().double().numpy()

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ngrams import in_letters, sentences, write_arpa
+from searches import log_softmax, same
 from streams import bit_by_bit, stays_small
 
 from w2vtool.decoder import kenlm_binary, results
 from w2vtool.decoder import lexicon as lexicons
 from w2vtool.decoder.beam import BeamOptions, Search
-from w2vtool.decoder.greedy import Hypothesis, Span
+from w2vtool.decoder.greedy import Span
 from w2vtool.decoder.lexicon import Lexicon
 from w2vtool.decoder.lm import LanguageModel, open_lm
-from w2vtool.decoder.lm_train import train, write_arpa
+from w2vtool.decoder.lm_train import train
 from w2vtool.decoder.settle import settle
 from w2vtool.errors import ConfigError, DataError
 from w2vtool.tokens import Tokens
@@ -38,11 +40,9 @@ HOTWORDS = {"GO UP": 2.0, "QUICKLY": 6.0, "STOP": -1.0}
 
 
 def write_models(folder: Path) -> Path:
-    draw = random.Random(0)
-    lines = [" ".join(draw.choices(COMMANDS, k=draw.randint(1, 6))) for _ in range(300)]
+    lines = sentences(COMMANDS, 300, longest=6, even=True)
     write_arpa(train(lines, 3), folder / "words.arpa")
-    letters = [" ".join((*line.replace(" ", "|"), "|")) for line in lines]
-    write_arpa(train(letters, 4), folder / "letters.arpa")
+    write_arpa(train(in_letters(lines), 4), folder / "letters.arpa")
     return folder
 
 
@@ -64,7 +64,7 @@ def spoken(text: str, seed: int, noise: float = 2.5, blanks: int = 3) -> np.ndar
         ids += [label] * int(rng.integers(1, 3)) + [LETTERS.blank] * int(rng.integers(1, blanks))
     logits_TV = rng.normal(0, noise, (len(ids), len(LETTERS)))
     logits_TV[np.arange(len(ids)), ids] += 7
-    return logits_TV - np.log(np.exp(logits_TV).sum(axis=1, keepdims=True))
+    return log_softmax(logits_TV)
 
 
 def made(
@@ -88,13 +88,6 @@ UTTERANCES = [
         ["GO UP", "STOP", "ONE TWO THREE GO UP ON", "GO QUICKLY LEFT", "OFF", "RIGHT DOWN STOP GO"]
     )
 ] + [np.zeros((0, len(LETTERS))), spoken("UP", 9)[:1]]
-
-
-def same(found: list[Hypothesis], other: list[Hypothesis]) -> None:
-    assert [h.text for h in found] == [h.text for h in other]
-    for ours, theirs in zip(found, other, strict=True):
-        assert ours[1:4] == pytest.approx(theirs[1:4], abs=1e-6)
-        assert ours[4:] == theirs[4:]
 
 
 @pytest.mark.parametrize("hot", [False, True], ids=["plain", "hot"])

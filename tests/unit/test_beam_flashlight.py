@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ngrams import in_letters, sentences, write_arpa
+from searches import log_softmax
 
 from w2vtool.decoder import lexicon as lexicons
 from w2vtool.decoder.beam import BeamOptions, Search
 from w2vtool.decoder.lexicon import Lexicon
 from w2vtool.decoder.lm import LanguageModel, open_lm
-from w2vtool.decoder.lm_train import train, write_arpa
+from w2vtool.decoder.lm_train import train
 from w2vtool.tokens import Tokens
 
 fl = pytest.importorskip("flashlight.lib.text.decoder", reason="ufal-flashlight-text is not there")
@@ -44,11 +46,9 @@ WIDE: dict[str, Any] = {"beam": 50_000, "threshold": math.inf, "token_threshold"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``words.arpa`` and ``letters.arpa``."""
     folder = tmp_path_factory.mktemp("lm")
-    draw = random.Random(0)
-    odds = range(len(WORDS), 0, -1)
-    lines = [" ".join(draw.choices(WORDS, odds, k=draw.randint(1, 5))) for _ in range(300)]
+    lines = sentences(WORDS, 300)
     write_arpa(train(lines, 3), folder / "words.arpa")
-    letters = [" ".join((*line.replace("read", "AB").replace(" ", "|"), "|")) for line in lines]
+    letters = in_letters(line.replace("read", "AB") for line in lines)
     write_arpa(train(letters, 4), folder / "letters.arpa")
     return folder
 
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def emissions(rng: np.random.Generator, frames: int) -> np.ndarray:
     """Of float32, flashlight's type."""
     x_TV = rng.normal(0, rng.uniform(0.5, 3), (frames, len(TOKENS)))
-    logp_TV = x_TV - np.log(np.exp(x_TV).sum(axis=1, keepdims=True))
+    logp_TV = log_softmax(x_TV)
     return np.ascontiguousarray(logp_TV, np.float32)
 
 
@@ -253,7 +253,7 @@ def spoken(text: str, seed: int) -> np.ndarray:
         ids += [label] * int(rng.integers(1, 3)) + [LETTERS.blank] * int(rng.integers(1, 3))
     logits_TV = rng.normal(0, 2.5, (len(ids), len(LETTERS)))
     logits_TV[np.arange(len(ids)), ids] += 7
-    return (logits_TV - np.log(np.exp(logits_TV).sum(axis=1, keepdims=True))).astype(np.float32)
+    return (log_softmax(logits_TV)).astype(np.float32)
 
 
 def forced(logp_TV: np.ndarray, words: list[str], options: BeamOptions) -> float:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ngrams import in_letters, model
+from searches import log_softmax
 
 from w2vtool.decoder import lexicon as lexicons
 from w2vtool.decoder.beam import BeamOptions, Search
 from w2vtool.decoder.greedy import Hypothesis
-from w2vtool.decoder.lm import LanguageModel, open_lm
-from w2vtool.decoder.lm_train import train, write_arpa
+from w2vtool.decoder.lm import LanguageModel
 from w2vtool.tokens import Tokens
 
 LETTERS = Tokens()
@@ -62,7 +63,7 @@ def spoken(text: str, seed: int, blanks: int = 4) -> np.ndarray:
     logits_TV = rng.normal(0, 1, (len(ids), len(LETTERS))) * (1 + np.array(hard)[:, None])
     logits_TV[np.arange(len(ids)), ids] += 9
     logits_TV[:, 1:4] = -20
-    return logits_TV - np.log(np.exp(logits_TV).sum(axis=1, keepdims=True))
+    return log_softmax(logits_TV)
 
 
 def test_set(count: int, seed: int = 1) -> list[np.ndarray]:
@@ -73,14 +74,10 @@ test_set.__test__ = False  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
-def lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel]:
+def lms() -> dict[str, LanguageModel]:
     """Of the 300 commoner words, and of letters."""
-    folder = tmp_path_factory.mktemp("lm")
     lines = sentences(1500, 0, known=300)
-    letters = [" ".join((*line.replace(" ", "|"), "|")) for line in lines]
-    write_arpa(train(lines, 3), folder / "words.arpa")
-    write_arpa(train(letters, 5), folder / "letters.arpa")
-    return {name: open_lm(folder / f"{name}.arpa") for name in ("words", "letters")}
+    return {"words": model(lines, 3), "letters": model(in_letters(lines), 5)}
 
 
 def made(lms: dict[str, LanguageModel], engine: str, hot: bool = False, **given: Any) -> Search:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import random
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ngrams import in_letters, model, sentences
 from oracle import Task, expected
+from searches import log_softmax
 
 from w2vtool.decoder.beam import BeamOptions, Search
 from w2vtool.decoder.lexicon import Lexicon
-from w2vtool.decoder.lm import LanguageModel, open_lm
-from w2vtool.decoder.lm_train import train, write_arpa
+from w2vtool.decoder.lm import LanguageModel
 from w2vtool.tokens import Tokens
 from w2vtool.vocabulary import train_pieces
 
@@ -43,27 +43,16 @@ WORD_PIECE_LEXICON = Lexicon(
 WIDE = {"beam": 20_000, "threshold": math.inf, "token_threshold": math.inf}
 
 
-def text(words: tuple[str, ...], count: int, seed: int = 0) -> list[str]:
-    draw = random.Random(seed)
-    odds = range(len(words), 0, -1)
-    return [" ".join(draw.choices(words, odds, k=draw.randint(1, 5))) for _ in range(count)]
-
-
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel]:
+def models() -> dict[str, LanguageModel]:
     """Of words (it lacks BA and BAA, and knows ABA), of letters, and of words in pieces."""
-    folder = tmp_path_factory.mktemp("lm")
     corpora = {
-        "words": (text(("A", "B", "AB", "AA", "read", "ABA"), 300), 3),
-        "letters": ([" ".join((*line.replace(" ", "|"), "|")) for line in text(WORDS, 200)], 4),
-        "pieces": (text(PIECE_LEXICON.words, 200), 2),
-        "piece tokens": ([" ".join(REAL_PIECES.pieces(line)) for line in text(WORDS, 200)], 3),
+        "words": (sentences(("A", "B", "AB", "AA", "read", "ABA"), 300), 3),
+        "letters": (in_letters(sentences(WORDS, 200)), 4),
+        "pieces": (sentences(PIECE_LEXICON.words, 200), 2),
+        "piece tokens": ([" ".join(REAL_PIECES.pieces(line)) for line in sentences(WORDS, 200)], 3),
     }
-    found = {}
-    for name, (lines, order) in corpora.items():
-        write_arpa(train(lines, order), folder / f"{name}.arpa")
-        found[name] = open_lm(folder / f"{name}.arpa")
-    return found
+    return {name: model(lines, order) for name, (lines, order) in corpora.items()}
 
 
 # name: tokens, lexicon, language model, mode
@@ -119,7 +108,7 @@ def emissions(seed: int, frames: int, tokens: int = 4) -> np.ndarray:
     """Random log-probabilities; sometimes some are -inf, or a frame is all blank."""
     rng = np.random.default_rng(seed)
     x_TV = rng.normal(0, rng.uniform(0.5, 4), (frames, tokens))
-    logp_TV = x_TV - np.log(np.exp(x_TV).sum(axis=1, keepdims=True))
+    logp_TV = log_softmax(x_TV)
     kind = rng.integers(4)
     if kind == 0:
         logp_TV[rng.random(logp_TV.shape) < 0.2] = -np.inf

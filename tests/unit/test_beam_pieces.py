@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ngrams import model, sentences
+from searches import log_softmax, same
 from streams import stays_small
 
 from w2vtool import vocabulary
@@ -16,10 +18,9 @@ from w2vtool.decoder import lexicon as lexicons
 from w2vtool.decoder import planting
 from w2vtool.decoder.beam import BeamOptions, Search
 from w2vtool.decoder.best_path import BestPath
-from w2vtool.decoder.greedy import Hypothesis, Span
+from w2vtool.decoder.greedy import Span
 from w2vtool.decoder.lexicon import letter_ids
-from w2vtool.decoder.lm import LanguageModel, open_lm
-from w2vtool.decoder.lm_train import train, write_arpa
+from w2vtool.decoder.lm import LanguageModel
 from w2vtool.errors import DataError
 from w2vtool.tokens import Tokens
 
@@ -35,28 +36,23 @@ MODES = {
 }
 
 
-def sentences() -> list[str]:
-    draw = random.Random(0)
-    return [" ".join(draw.choices(COMMANDS, k=draw.randint(1, 6))) for _ in range(300)]
+SENTENCES = sentences(COMMANDS, 300, longest=6, even=True)
 
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
     path = tmp_path_factory.mktemp("pieces") / "tokens.model"
     letters = ["ABCDEFGHIJKLMNOPQRSTUVWXYZ", *" ".join("QUICKLY").split()]
-    path.write_bytes(vocabulary.train_pieces([*sentences(), *letters], 49))
+    path.write_bytes(vocabulary.train_pieces([*SENTENCES, *letters], 49))
     found = Tokens.from_sentencepiece(path)
     assert {"▁", "▁GO", "▁STOP", "O"} <= set(found.symbols)
     return found
 
 
 @pytest.fixture(scope="module")
-def models(tokens: Tokens, tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel]:
-    folder = tmp_path_factory.mktemp("lm")
-    texts = {"words": sentences(), "pieces": [" ".join(tokens.pieces(s)) for s in sentences()]}
-    for name, lines in texts.items():
-        write_arpa(train(lines, 3), folder / f"{name}.arpa")
-    return {name: open_lm(folder / f"{name}.arpa") for name in texts}
+def models(tokens: Tokens) -> dict[str, LanguageModel]:
+    texts = {"words": SENTENCES, "pieces": [" ".join(tokens.pieces(s)) for s in SENTENCES]}
+    return {name: model(lines, 3) for name, lines in texts.items()}
 
 
 def spelled(text: str, tokens: Tokens, seed: int) -> list[int]:
@@ -80,7 +76,7 @@ def spoken(ids: list[int], tokens: Tokens, seed: int, noise: float = 2.0) -> np.
         frames += [token] * int(rng.integers(1, 3)) + [tokens.blank] * int(rng.integers(1, 3))
     logits_TV = rng.normal(0, noise, (len(frames), len(tokens)))
     logits_TV[np.arange(len(frames)), frames] += 8
-    return logits_TV - np.log(np.exp(logits_TV).sum(axis=1, keepdims=True))
+    return log_softmax(logits_TV)
 
 
 def sure(ids: list[int], tokens: Tokens) -> np.ndarray:
@@ -103,13 +99,6 @@ def made(
         hotwords={"GO UP": 2.0, "QUICKLY": 6.0, "STOP": -1.0},
         engine=engine,  # type: ignore[arg-type]
     )
-
-
-def same(found: list[Hypothesis], other: list[Hypothesis]) -> None:
-    assert [h.text for h in found] == [h.text for h in other]
-    for ours, theirs in zip(found, other, strict=True):
-        assert ours[1:4] == pytest.approx(theirs[1:4], abs=1e-6)
-        assert ours[4:] == theirs[4:]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -7,19 +7,19 @@ what the description says. Cases that hang on a tie are left out, and counted.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from ngrams import in_letters, model, sentences
 from oracle import Task
 from reference_search import Found, Outcome, Reference
+from searches import log_softmax
 
 from w2vtool.decoder.beam import BeamOptions, Search
 from w2vtool.decoder.greedy import Hypothesis
 from w2vtool.decoder.lexicon import Lexicon
-from w2vtool.decoder.lm import LanguageModel, open_lm
-from w2vtool.decoder.lm_train import train, write_arpa
+from w2vtool.decoder.lm import LanguageModel
 from w2vtool.tokens import Tokens
 
 LETTERS = Tokens(("-", "|", "A", "B", "C"))
@@ -64,12 +64,6 @@ RULES = [
 ]
 
 
-def text(words: tuple[str, ...], count: int) -> list[str]:
-    draw = random.Random(0)
-    odds = range(len(words), 0, -1)
-    return [" ".join(draw.choices(words, odds, k=draw.randint(1, 5))) for _ in range(count)]
-
-
 @pytest.fixture(autouse=True)
 def written(monkeypatch: pytest.MonkeyPatch) -> None:
     """What SentencePiece would write; the few pieces here are of no model."""
@@ -84,19 +78,14 @@ def written(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel]:
+def models() -> dict[str, LanguageModel]:
     """Of words (it lacks BA and BAA, and knows ABA), of letters, and of words in pieces."""
-    folder = tmp_path_factory.mktemp("lm")
     corpora = {
-        "words": (text(("A", "B", "AB", "AA", "read", "CAB", "ABA"), 300), 3),
-        "letters": ([" ".join((*line.replace(" ", "|"), "|")) for line in text(WORDS, 200)], 4),
-        "pieces": (text(PIECE_LEXICON.words, 200), 2),
+        "words": (sentences(("A", "B", "AB", "AA", "read", "CAB", "ABA"), 300), 3),
+        "letters": (in_letters(sentences(WORDS, 200)), 4),
+        "pieces": (sentences(PIECE_LEXICON.words, 200), 2),
     }
-    found = {}
-    for name, (lines, order) in corpora.items():
-        write_arpa(train(lines, order), folder / f"{name}.arpa")
-        found[name] = open_lm(folder / f"{name}.arpa")
-    return found
+    return {name: model(lines, order) for name, (lines, order) in corpora.items()}
 
 
 def drawn(rng: np.random.Generator, case: str, models: dict[str, LanguageModel]) -> Task:
@@ -127,7 +116,7 @@ def emissions(rng: np.random.Generator, frames: int, tokens: int) -> np.ndarray:
     kind = rng.integers(4)
     if kind == 1:
         x_TV[rng.random(frames) < 0.5, 0] += 6
-    logp_TV = x_TV - np.log(np.exp(x_TV).sum(axis=1, keepdims=True))
+    logp_TV = log_softmax(x_TV)
     if kind == 0:
         logp_TV[rng.random(logp_TV.shape) < 0.2] = -np.inf
         logp_TV[:, 0] = np.maximum(logp_TV[:, 0], -5)

@@ -20,7 +20,7 @@ from test_rows import utterances
 from w2vtool import columns, manifest, scan, views
 from w2vtool.columns import Rows
 from w2vtool.errors import DataError
-from w2vtool.rows import Utterance, dump
+from w2vtool.rows import Utterance, written
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def rows(count: int, first: int = 0) -> list[Utterance]:
 
 
 def line(row: Utterance) -> bytes:
-    return dump(row).encode() + b"\n"
+    return written(row)[0]
 
 
 def place(path: Path) -> Path:

@@ -8,10 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_lm import zipf_text
+from ngrams import write_arpa, zipf_text
 
 from w2vtool.decoder.lm import open_lm
-from w2vtool.decoder.lm_train import train, write_arpa
+from w2vtool.decoder.lm_train import train
 from w2vtool.errors import DataError
 
 FORMS = {

@@ -31,13 +31,6 @@ def test_both_forms_of_a_line_are_read(tmp_path: Path) -> None:
     assert found.spellings == ((A, B, PIPE), (B, A, PIPE), (A, A, PIPE))
 
 
-def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
-    lexicon = Lexicon(("ab", "C'A"), ((A, B, PIPE), (C, 6, A, PIPE)))
-    lexicons.write(lexicon, tmp_path / "new" / "out.lexicon", TOKENS)
-    assert lexicons.read(tmp_path / "new" / "out.lexicon", TOKENS) == lexicon
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["out.lexicon"]
-
-
 def test_words_are_spelled_by_their_letters_once_each() -> None:
     found = lexicons.from_words(["BA", "A", "BA"], TOKENS)
     assert found == Lexicon(("BA", "A"), ((B, A, PIPE), (A, PIPE)))
@@ -130,7 +123,7 @@ def spelled(trie: Trie) -> dict[int, tuple[int, ...]]:
 
 
 spellings = st.lists(
-    st.lists(st.sampled_from([A, B, C]), min_size=1, max_size=5), min_size=1, max_size=30
+    st.lists(st.sampled_from([A, B, 40_000]), min_size=1, max_size=5), min_size=1, max_size=30
 )
 
 

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ngrams import write_arpa, zipf_text
 
 from w2vtool.decoder import arpa, kenlm_binary
 from w2vtool.decoder import lm as lms
 from w2vtool.decoder.beam import BeamOptions, Search
 from w2vtool.decoder.lm import LanguageModel, NGram, open_lm
-from w2vtool.decoder.lm_train import train, write_arpa
+from w2vtool.decoder.lm_train import train
 from w2vtool.errors import DataError
 from w2vtool.tokens import Tokens
 
@@ -246,13 +247,6 @@ def test_kenlm_writes_nothing_and_stderr_works_afterwards(
     os.write(2, b"still here\n")
     assert capfd.readouterr() == ("", "still here\n")
     assert "has no <unk>" in caplog.text  # what KenLM would have said
-
-
-def zipf_text(sentences: int, words: int, seed: int) -> list[str]:
-    draw = random.Random(seed)
-    names = [f"w{n}" for n in range(words)]
-    odds = [1 / (n + 1) for n in range(words)]
-    return [" ".join(draw.choices(names, odds, k=draw.randint(1, 12))) for _ in range(sentences)]
 
 
 @pytest.mark.parametrize(

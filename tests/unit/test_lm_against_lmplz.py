@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_lm_train import zipf_text
+from ngrams import zipf_text
 
 from w2vtool.decoder import lm_train, lmplz
 from w2vtool.decoder.lm_train import NGrams, train

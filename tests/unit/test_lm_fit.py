@@ -6,11 +6,12 @@ import logging
 from pathlib import Path
 
 import pytest
+from ngrams import write_arpa
 
 from w2vtool import lm_fit
 from w2vtool.decoder import lexicon as lexicons
 from w2vtool.decoder.lm import LanguageModel, open_lm
-from w2vtool.decoder.lm_train import train, write_arpa
+from w2vtool.decoder.lm_train import train
 from w2vtool.errors import DataError
 from w2vtool.tokens import Tokens
 

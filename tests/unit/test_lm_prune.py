@@ -10,26 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_lm_train import zipf_text
+from ngrams import assembled, log10, model, zipf_text
 
 from w2vtool.decoder import arpa_writer, lm, lm_prune
 from w2vtool.decoder.lm_train import train
-from w2vtool.decoder.ngram import NGram, assemble
+from w2vtool.decoder.ngram import assemble, tables
 from w2vtool.errors import ConfigError
 
 TEXT = zipf_text(300, 30)
-
-
-def model(lines: list[str], order: int, prune: tuple[int, ...] = ()) -> NGram:
-    made = train(lines, order, prune)
-    return assemble(made.words, made.tables(), Path("made"))
-
-
-def chance(ngram: NGram, history: tuple[str, ...], word: str) -> float:
-    state = 0
-    for w in history:
-        state = ngram.score(state, w)[1] if w != "<s>" else ngram.begin
-    return 10 ** ngram.score(state, word)[0]
 
 
 @settings(deadline=None, max_examples=40)
@@ -44,10 +32,8 @@ def test_a_model_taken_apart_is_what_it_was_made_of(
     if not "".join(lines).strip():
         return
     made = train(lines, order, prune[:order])
-    ngram = assemble(made.words, made.tables(), Path("made"))
-    for n, (wanted, found) in enumerate(
-        zip(made.tables(), lm_prune.tables(ngram), strict=True), start=1
-    ):
+    ngram = assembled(made)
+    for n, (wanted, found) in enumerate(zip(made.tables(), tables(ngram), strict=True), start=1):
         for column in ("context", "word", "suffix", "log10"):
             np.testing.assert_array_equal(getattr(found, column), getattr(wanted, column), column)
         if n < order:  # but for histories that nothing extends, whose weight is 0
@@ -57,7 +43,7 @@ def test_a_model_taken_apart_is_what_it_was_made_of(
 
 def test_a_file_that_is_written_again_scores_the_same(tmp_path: Path) -> None:
     ngram = model(TEXT, 4, (0, 0, 1))
-    arpa_writer.write(ngram.words, lm_prune.tables(ngram), tmp_path / "lm.arpa.gz")
+    arpa_writer.write(ngram.words, tables(ngram), tmp_path / "lm.arpa.gz")
     again = lm.open_lm(tmp_path / "lm.arpa.gz")
     for line in TEXT[:50]:
         assert again.sentence(line.split()) == pytest.approx(ngram.sentence(line.split()), abs=1e-4)
@@ -66,24 +52,25 @@ def test_a_file_that_is_written_again_scores_the_same(tmp_path: Path) -> None:
 def test_the_change_of_each_ngram_is_that_of_the_whole_distribution() -> None:
     """Against sums over the vocabulary, of models without that one n-gram."""
     ngram = model(TEXT, 3)
-    tables = lm_prune.tables(ngram)
-    history = lm_prune._histories(tables, ngram.words.index("<s>"))
+    parts = tables(ngram)
+    history = lm_prune._histories(parts, ngram.words.index("<s>"))
     words = [w for w in ngram.words if w != "<s>"]
     for n in (1, 2):
-        found = lm_prune._relative_change(tables[n - 1], tables[n], history[n - 1])
-        for row in range(0, len(tables[n].word), 37):
-            gone = np.arange(len(tables[n].word)) == row
-            rest = tables[: n - 1] + lm_prune._without(tables[: n + 1], n, gone)[n - 1 :]
+        found = lm_prune._relative_change(parts[n - 1], parts[n], history[n - 1])
+        for row in range(0, len(parts[n].word), 37):
+            gone = np.arange(len(parts[n].word)) == row
+            rest = parts[: n - 1] + lm_prune._without(parts[: n + 1], n, gone)[n - 1 :]
             rest[n - 1] = rest[n - 1]._replace(backoff=lm_prune._weights(rest[n - 1], rest[n]))
             without = assemble(ngram.words, rest, Path("without"))
-            whole = assemble(ngram.words, tables[: n + 1], Path("whole"))
-            context = spell(tables, n - 1, int(tables[n].context[row]), ngram.words)
+            whole = assemble(ngram.words, parts[: n + 1], Path("whole"))
+            context = spell(parts, n - 1, int(parts[n].context[row]), ngram.words)
             apart = sum(
-                chance(whole, context, w)
-                * math.log(chance(whole, context, w) / chance(without, context, w))
+                10 ** log10(whole, context, w)
+                * math.log(10)
+                * (log10(whole, context, w) - log10(without, context, w))
                 for w in words
             )
-            likely = math.exp(history[n - 1][tables[n].context[row]])
+            likely = math.exp(history[n - 1][parts[n].context[row]])
             assert found[row] == pytest.approx(math.expm1(likely * apart), rel=2e-3, abs=1e-8)
 
 
@@ -98,13 +85,13 @@ def spell(tables: list, n: int, row: int, words: tuple[str, ...]) -> tuple[str, 
 @pytest.mark.parametrize("threshold", [1e-7, 1e-4, 1e-2, 10.0])
 def test_a_pruned_model_is_a_distribution(threshold: float) -> None:
     ngram = model(TEXT, 4)
-    tables, before = lm_prune.prune(ngram, threshold)
-    pruned = assemble(ngram.words, tables, Path("pruned"))
+    smaller, before = lm_prune.prune(ngram, threshold)
+    pruned = assemble(ngram.words, smaller, Path("pruned"))
     words = [w for w in ngram.words if w != "<s>"]
     for history in itertools.product(("<s>", "w0", "w1", "<unk>"), repeat=3):
-        total = math.fsum(chance(pruned, history, w) for w in words)
+        total = math.fsum(10 ** log10(pruned, history, w) for w in words)
         assert total == pytest.approx(1, abs=1e-4), history
-    assert before == [len(t.word) for t in lm_prune.tables(ngram)]
+    assert before == [len(t.word) for t in tables(ngram)]
 
 
 def test_more_goes_with_a_higher_threshold_and_words_stay() -> None:
@@ -113,7 +100,7 @@ def test_more_goes_with_a_higher_threshold_and_words_stay() -> None:
         [len(t.word) for t in lm_prune.prune(ngram, threshold).tables]
         for threshold in (1e-12, 1e-6, 1e-4, 1e-2, 1e9)
     ]
-    assert sizes[0] == [len(t.word) for t in lm_prune.tables(ngram)]
+    assert sizes[0] == [len(t.word) for t in tables(ngram)]
     assert all(a[2] >= b[2] for a, b in itertools.pairwise(sizes))
     assert sizes[-1] == [len(ngram.words), 0, 0]
     assert 0 < sizes[2][2] < sizes[0][2]

@@ -7,7 +7,6 @@ import gzip
 import itertools
 import lzma
 import math
-import random
 import tracemalloc
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -17,24 +16,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ngrams import assembled, log10, model, write_arpa, zipf_text
 
 from w2vtool.decoder import arpa_writer, lm_train, ngram
-from w2vtool.decoder.lm_train import FALLBACK, NGrams, read_lines, train, write_arpa
+from w2vtool.decoder.lm_train import FALLBACK, read_lines, train
 from w2vtool.errors import ConfigError, DataError
 
-
-def zipf_text(sentences: int, words: int, seed: int = 0) -> list[str]:
-    """Sentences over w0, w1, … with Zipf-like counts, as discounts can be estimated from."""
-    draw = random.Random(seed)
-    return [
-        " ".join(
-            f"w{min(int(draw.paretovariate(0.7)), words) - 1}" for _ in range(draw.randint(1, 8))
-        )
-        for _ in range(sentences)
-    ]
-
-
 TEXT = zipf_text(400, 40)
+FLOAT32 = 1e-6  # sums of probabilities and log10 that are kept so are right to this
 PACKED = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
@@ -87,7 +76,7 @@ def slow_model(
     return chance
 
 
-def histories(ngrams: NGrams, longest: int) -> list[tuple[str, ...]]:
+def histories(longest: int) -> list[tuple[str, ...]]:
     """Every history of the text up to a length, and some that it does not have."""
     found = {("<s>",) * n for n in (0, 1)} | {("w39", "w38"), ("nobody", "w0"), ("w0", "nobody")}
     for line in TEXT:
@@ -106,21 +95,22 @@ def test_probabilities_are_those_of_the_published_algorithm(
     ngrams = train(TEXT, order, prune)
     chance = slow_model(TEXT, order, prune)
     assert ngrams.notes == ()
+    ngram = assembled(ngrams)
     words = ("w0", "w1", "w7", "w39", "</s>", "<unk>", "nobody")
-    for history in histories(ngrams, order - 1)[::3]:
+    for history in histories(order - 1)[::3]:
         for word in words:
-            ours = ngrams.log10(history, word)
+            ours = log10(ngram, history, word)
             asked = word if word != "nobody" else "<unk>"
-            assert ours == pytest.approx(math.log10(chance(history, asked)), abs=1e-9)
+            assert ours == pytest.approx(math.log10(chance(history, asked)), abs=FLOAT32)
 
 
 @pytest.mark.parametrize("prune", [(), (0, 0, 1), (0, 1, 1)])
 def test_every_context_sums_to_one(prune: tuple[int, ...]) -> None:
-    ngrams = train(TEXT, 3, prune)
-    words = [word for word in ngrams.words if word != "<s>"]
-    for history in histories(ngrams, 2)[::4]:
-        total = math.fsum(10 ** ngrams.log10(history, word) for word in words)
-        assert total == pytest.approx(1, abs=1e-9), history
+    ngram = model(TEXT, 3, prune)
+    words = [word for word in ngram.words if word != "<s>"]
+    for history in histories(2)[::4]:
+        total = math.fsum(10 ** log10(ngram, history, word) for word in words)
+        assert total == pytest.approx(1, abs=FLOAT32), history
 
 
 @settings(deadline=None, max_examples=60)
@@ -134,31 +124,32 @@ def test_even_the_oddest_texts_give_a_distribution(
 ) -> None:
     if not "".join(lines).strip():
         return
-    ngrams = train(lines, order, prune[:order])
-    words = [word for word in ngrams.words if word != "<s>"]
+    ngram = model(lines, order, prune[:order])
+    words = [word for word in ngram.words if word != "<s>"]
     for n in range(min(order, 3)):
         for history in itertools.product(("<s>", "A", "AB", "<unk>"), repeat=n):
-            total = math.fsum(10 ** ngrams.log10(history, word) for word in words)
-            assert total == pytest.approx(1, abs=1e-9)
+            total = math.fsum(10 ** log10(ngram, history, word) for word in words)
+            assert total == pytest.approx(1, abs=FLOAT32)
 
 
 def test_a_text_of_two_words_by_hand() -> None:
     ngrams = train(["A B"], 1)
+    ngram = assembled(ngrams)
     # A, B and </s> once each: fallback D1 = 0.5; 3 x 0.5 of mass 3 go to 4 words (with <unk>)
-    assert 10 ** ngrams.log10((), "A") == pytest.approx(0.5 / 3 + 0.5 / 4)
-    assert 10 ** ngrams.log10((), "<unk>") == pytest.approx(0.5 / 4)
+    assert 10 ** log10(ngram, (), "A") == pytest.approx(0.5 / 3 + 0.5 / 4)
+    assert 10 ** log10(ngram, (), "<unk>") == pytest.approx(0.5 / 4)
     assert ngrams.discounts == (FALLBACK,)
     assert (ngrams.sentences, ngrams.tokens, ngrams.counts) == (1, 2, (5,))
 
 
 def test_words_that_the_text_lacks_share_what_unknown_words_get() -> None:
-    model = train(["A B", "B A B"], 2, known=["A", "C", "D"])
-    assert set(model.words) == {"<unk>", "<s>", "</s>", "A", "B", "C", "D"}
+    ngram = assembled(train(["A B", "B A B"], 2, known=["A", "C", "D"]))
+    assert set(ngram.words) == {"<unk>", "<s>", "</s>", "A", "B", "C", "D"}
     for history in ((), ("A",), ("C",), ("<s>",)):
-        unseen = model.log10(history, "<unk>")
-        assert model.log10(history, "C") == model.log10(history, "D") == unseen
-        words = [word for word in model.words if word != "<s>"]
-        assert sum(10 ** model.log10(history, word) for word in words) == pytest.approx(1)
+        unseen = log10(ngram, history, "<unk>")
+        assert log10(ngram, history, "C") == log10(ngram, history, "D") == unseen
+        words = [word for word in ngram.words if word != "<s>"]
+        assert sum(10 ** log10(ngram, history, word) for word in words) == pytest.approx(1)
 
 
 def test_discounts_that_cannot_be_estimated_are_told() -> None:
@@ -221,14 +212,10 @@ def test_kenlm_gives_sentences_the_same_score(
 ) -> None:
     ngrams = train(TEXT, order, prune)
     write_arpa(ngrams, tmp_path / name)
-    model = kenlm_of(tmp_path / name)
+    ours, kenlm = assembled(ngrams), kenlm_of(tmp_path / name)
     for line in [*zipf_text(40, 40, seed=1), "w0 nobody w1", ""]:
         words = line.split()
-        total, history = 0.0, ["<s>"]
-        for word in (*words, "</s>"):
-            total += ngrams.log10(history, word)
-            history.append(word)
-        assert model.sentence(words) == pytest.approx(total, abs=1e-4)
+        assert kenlm.sentence(words) == pytest.approx(ours.sentence(words), abs=1e-4)
 
 
 def test_the_file_says_how_many_ngrams_it_has(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ class Engine:
         if self.space.open:
             found += self._spell_freely(slots, frame, lm)
         if self.space.open and self.space.separator >= 0:
-            found.append(self._end_unknown(slots, frame, lm))
+            found.append(self._separate(slots, frame, lm))
         return survivors(together(found), utterances, self.options, self._hot is not None)
 
     def _stay(
@@ -342,21 +342,13 @@ class Engine:
         if self.space.separator < 0:
             whole = (below < 0) | (at(m.final, below.clamp(min=0)) == NEVER)
             rows = true(whole & (at(m.size, token) > 0) & (total > NEVER))
-            found.append(self._end_freely(slots, frame, lm, at(total, rows), at(which, rows)))
+            slot, before, token, spelled = at(which, rows).unbind(1)
+            total = at(total, rows) - self._unknown_look
+            places = at(slots.places, slot)
+            found.append(self._end_unknown(frame, lm, places, total, before, token, spelled))
         return found
 
-    def _end_freely(
-        self, slots: Slots, frame: _Frame, lm: Query, total: Tensor, which: Tensor
-    ) -> Slots:
-        """Ends of unknown words with a piece; ``which`` are slots, traces, tokens, letters."""
-        slot, before, token, spelled = which.unbind(1)
-        places = at(slots.places, slot)
-        landing = at(self._map.landing, token)
-        limit = at(frame.limit, places[:, OWNER])
-        total = total - self._unknown_look
-        return self._unknown(lm, places, total, limit, before, token, landing, spelled | FREE)
-
-    def _end_unknown(self, slots: Slots, frame: _Frame, lm: Query) -> Slots:
+    def _separate(self, slots: Slots, frame: _Frame, lm: Query) -> Slots:
         """Ends of words that are not on the trie, by a separator."""
         m, options, separator = self._map, self.options, self.space.separator
         node = slots.places[:, NODE]
@@ -369,31 +361,29 @@ class Engine:
         total = at(frame.top, slot) + at(frame.e[separator:], at(frame.begin, slot))
         total = total + options.sil_score
         total = total + torch.where(places[:, NODE] >= 0, inside, -self._unknown_look)
-        letters = at(self._letters(slots), slot) | FREE
-        before = at(frame.before, slot)[:, 2]
-        token, root = torch.full_like(slot, separator), torch.full_like(slot, ROOT)
-        limit = at(frame.limit, places[:, OWNER])
-        return self._unknown(lm, places, total, limit, before, token, root, letters)
+        letters, before = at(self._letters(slots), slot), at(frame.before, slot)[:, 2]
+        token = torch.full_like(slot, separator)
+        return self._end_unknown(frame, lm, places, total, before, token, letters)
 
-    def _unknown(
+    def _end_unknown(
         self,
+        frame: _Frame,
         lm: Query,
         places: Tensor,
         total: Tensor,
-        limit: Tensor,
         before: Tensor,
         token: Tensor,
-        node: Tensor,
         letters: Tensor,
     ) -> Slots:
-        """Candidates that end an unknown word; ``places`` are theirs to change."""
+        """Ends of unknown words, of ``letters`` as hashes; ``places`` are theirs to change."""
         row = torch.full_like(token, self.space.unknown_row)
         log10, places[:, LM] = lm(places[:, LM], row)
         total = total + self.options.lm_weight * log10
         if self._hot:
-            gain, places[:, HOT] = self._hot(places[:, HOT], torch.zeros_like(row))
+            gain, places[:, HOT] = self._hot(places[:, HOT], torch.zeros_like(token))
             total = total + gain
-        word = torch.full_like(row, UNKNOWN_WORD)
-        places[:, HISTORY] = mix(places[:, HISTORY], mix(letters, word))
-        found = self._new(places, total, before, token, node, word, log10)
+        word = torch.full_like(token, UNKNOWN_WORD)
+        places[:, HISTORY] = mix(places[:, HISTORY], mix(letters | FREE, word))
+        limit, landing = at(frame.limit, places[:, OWNER]), at(self._map.landing, token)
+        found = self._new(places, total, before, token, landing, word, log10)
         return found.pick(true(total > limit))

@@ -9,7 +9,9 @@ one word, and several words of one spelling, are fine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +21,8 @@ from w2vtool.decoder.lm import LanguageModel
 from w2vtool.errors import DataError, shortened
 from w2vtool.text import WORD_END, letter_name
 from w2vtool.tokens import WORD_BEGIN, Tokens
+
+_NONE = -1  # instead of a token's id
 
 
 class Lexicon(NamedTuple):
@@ -74,10 +78,11 @@ def read(path: str | Path, tokens: Tokens) -> Lexicon:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise DataError("not UTF-8 text", where=f"{path}:{line}") from None
-    rows = [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not rows:
+    lines = ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+    lexicon = _build(lines, tokens, lambda n, line: f"{path}:{n}")
+    if not lexicon.words:
         raise DataError("the lexicon has no words", where=str(path))
-    return _build(rows, tokens)
+    return lexicon
 
 
 def from_words(words: Iterable[str], tokens: Tokens) -> Lexicon:
@@ -85,21 +90,10 @@ def from_words(words: Iterable[str], tokens: Tokens) -> Lexicon:
 
     Raises DataError naming all words that the tokens cannot spell.
     """
-    lexicon = _build([(f"word {word!r}", word) for word in words], tokens)
+    lexicon = _build(enumerate(words), tokens, lambda n, word: f"word {word!r}")
     if not lexicon.words:
         raise DataError("the lexicon has no words")
     return lexicon
-
-
-def write(lexicon: Lexicon, path: str | Path, tokens: Tokens) -> None:
-    """Write ``WORD<TAB>W O R D |`` lines, which ``read`` reads back to the same lexicon."""
-    rows = zip(lexicon.words, lexicon.spellings, strict=True)
-    text = "".join(f"{w}\t{' '.join(tokens.symbols[i] for i in ids)}\n" for w, ids in rows)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    temporary.replace(path)
 
 
 def unknown_words(lexicon: Lexicon, lm: LanguageModel) -> tuple[str, ...]:
@@ -158,18 +152,15 @@ def build_trie(lexicon: Lexicon, score_W: np.ndarray | None = None) -> Trie:
     Numbered level by level over the sorted spellings, so that the children of a node have
     consecutive numbers and a level is a few array operations.
     """
-    order = sorted(range(len(lexicon.words)), key=lambda row: lexicon.spellings[row])
-    depth = max(map(len, lexicon.spellings))
-    token_WL = np.full((len(order), depth), -1)
-    for row, entry in enumerate(order):
-        token_WL[row, : len(lexicon.spellings[entry])] = lexicon.spellings[entry]
+    token_LW = _by_levels(lexicon.spellings)
+    order = _sorted(token_LW)
+    token_LW = token_LW[:, order]
     node_W = np.zeros(len(order), np.int64)  # where each word is, level after level
     parents, incoming = [np.array([-1])], [np.array([-1])]
     differs_W = np.zeros(len(order), bool)  # from the word before, up to this level
     differs_W[0] = True
     nodes = 1
-    for level in range(depth):
-        token_W = token_WL[:, level]
+    for token_W in token_LW:
         differs_W[1:] |= token_W[1:] != token_W[:-1]
         here = token_W >= 0
         new = differs_W & here
@@ -187,32 +178,65 @@ def build_trie(lexicon: Lexicon, score_W: np.ndarray | None = None) -> Trie:
             level_end = below.start
             if level_end:
                 np.maximum.at(score, above, score[below])
-    parent = np.concatenate(parents)
     return Trie(
-        first=1 + np.searchsorted(parent[1:], np.arange(nodes + 1)),
+        first=1 + begins(np.concatenate(parents[1:]), nodes),
         token=np.concatenate(incoming),
         score=score,
-        first_word=np.searchsorted(np.sort(node_W), np.arange(nodes + 1)),
-        words=np.array(order)[np.argsort(node_W, kind="stable")],
+        first_word=begins(node_W, nodes),
+        words=order[np.argsort(node_W, kind="stable")],
     )
 
 
-def _build(rows: Iterable[tuple[str, str]], tokens: Tokens) -> Lexicon:
+def begins(owner: np.ndarray, owners: int) -> np.ndarray:
+    """Where the rows of each owner begin if they are sorted by it, and where the last ones end."""
+    return np.append(0, np.cumsum(np.bincount(owner, minlength=owners)))
+
+
+def _by_levels(spellings: Sequence[Sequence[int]]) -> np.ndarray:
+    """The first token of every spelling, the second ones and so on, -1 after the end: [L, W]."""
+    size_W = np.fromiter(map(len, spellings), np.int64, len(spellings))
+    token_LW = np.full((size_W.max(), len(spellings)), -1)
+    flat = np.fromiter(chain.from_iterable(spellings), np.int64, size_W.sum())
+    word = np.repeat(np.arange(len(spellings)), size_W)
+    token_LW[np.arange(len(flat)) - begins(word, len(spellings))[word], word] = flat
+    return token_LW
+
+
+def _sorted(token_LW: np.ndarray) -> np.ndarray:
+    """Spellings in their order, equal ones as they come; as many tokens as fit are one number."""
+    bits = int(token_LW.max() + 1).bit_length()
+    packed = []
+    for start in range(0, len(token_LW), 63 // bits):
+        key_W = np.zeros(token_LW.shape[1], np.int64)
+        for token_W in token_LW[start : start + 63 // bits]:
+            key_W = (key_W << bits) + token_W + 1
+        packed.append(key_W)
+    return np.lexsort(packed[::-1])
+
+
+def _build(
+    lines: Iterable[tuple[int, str]], tokens: Tokens, where: Callable[[int, str], str]
+) -> Lexicon:
+    """A lexicon of numbered lines; ``where`` names one that is wrong."""
     ids = letter_ids(tokens)
-    closing = separator(tokens) >= 0
-    if closing:
-        ids[WORD_END] = separator(tokens)
+    end = separator(tokens)
+    if end >= 0:
+        ids[WORD_END] = end
+    number = defaultdict(lambda: _NONE, ids).__getitem__
+    silent = number(WORD_BEGIN)
     entries: dict[tuple[str, tuple[int, ...]], None] = {}
     problems: list[str] = []
     strange: set[str] = set()
-    for where, line in rows:
-        word, symbols = _split(line, tokens)
-        problem = _problem(word, symbols, ids, closing)
-        if problem:
-            problems.append(f"{where}: {problem}")
-            strange |= {symbol for symbol in symbols if symbol not in ids}
+    for place, line in lines:
+        word, *symbols = line.split() or [""]
+        if not symbols and "\t" not in line:
+            symbols = [*word, WORD_END] if end >= 0 else pieces(word, tokens)
+        spelling = tuple(map(number, symbols))
+        if _sound(spelling, end, silent):
+            entries[word, spelling] = None
         else:
-            entries[word, tuple(ids[symbol] for symbol in symbols)] = None
+            problems.append(f"{where(place, line)}: {_problem(word, symbols, ids, end >= 0)}")
+            strange |= {symbol for symbol in symbols if symbol not in ids}
     if problems:
         raise DataError(
             "\n  ".join(["words that cannot be spelled", *shortened(problems)]),
@@ -220,6 +244,15 @@ def _build(rows: Iterable[tuple[str, str]], tokens: Tokens) -> Lexicon:
             f"{' '.join(list(letter_ids(tokens))[:100])}",
         )
     return Lexicon(tuple(word for word, _ in entries), tuple(spelling for _, spelling in entries))
+
+
+def _sound(spelling: tuple[int, ...], end: int, silent: int) -> bool:
+    """Whether a spelling has letters, no other symbols, and the end of a word where it should."""
+    if _NONE in spelling:
+        return False
+    if end < 0:
+        return spelling not in ((), (silent,))
+    return len(spelling) > 1 and end in spelling and spelling.index(end) + 1 == len(spelling)
 
 
 def _case(strange: set[str], ids: Mapping[str, int]) -> str:
@@ -230,18 +263,8 @@ def _case(strange: set[str], ids: Mapping[str, int]) -> str:
     return ""
 
 
-def _split(line: str, tokens: Tokens) -> tuple[str, list[str]]:
-    """A word and the symbols that spell it: those of the line, else its letters or pieces."""
-    word, *symbols = line.split() or [""]
-    if symbols or "\t" in line.rstrip("\r\n"):
-        return word, symbols
-    if tokens.kind == "sentencepiece":
-        return word, pieces(word, tokens)
-    return word, [*word, WORD_END]
-
-
-def _problem(word: str, symbols: list[str], ids: dict[str, int], closing: bool) -> str:
-    """What is wrong with a line; empty if nothing is. ``closing``: spellings end with ``|``."""
+def _problem(word: str, symbols: list[str], ids: Mapping[str, int], closing: bool) -> str:
+    """What is wrong with a spelling that is not sound; ``closing``: it must end with ``|``."""
     if not symbols:
         return f"no spelling after {word!r}"
     if symbols == [WORD_END if closing else WORD_BEGIN]:
@@ -251,7 +274,5 @@ def _problem(word: str, symbols: list[str], ids: dict[str, int], closing: bool) 
     if closing and WORD_END in symbols[:-1]:
         return f"{WORD_END!r} inside of {word!r}"
     unknown = [symbol for symbol in dict.fromkeys(symbols) if symbol not in ids]
-    if unknown:
-        shown = ", ".join(letter_name(s) if len(s) == 1 else repr(s) for s in unknown)
-        return f"no token for {shown} of {word!r}"
-    return ""
+    shown = ", ".join(letter_name(s) if len(s) == 1 else repr(s) for s in unknown)
+    return f"no token for {shown} of {word!r}"

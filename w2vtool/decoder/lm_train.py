@@ -1,7 +1,6 @@
 """Estimate an n-gram language model from text: interpolated modified Kneser-Ney smoothing.
 
-Goes in: lines of text, words separated by white space, one sentence a line. Goes out: ``NGrams``,
-and an ARPA file that KenLM and every other toolkit reads.
+Goes in: lines of text, words separated by white space, one sentence a line. Goes out: ``NGrams``.
 
 The definitions are those of KenLM's ``lmplz``: adjusted counts (raw ones for the highest order and
 for n-grams that begin with ``<s>``), closed-form discounts from the counts before pruning,
@@ -27,13 +26,11 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from w2vtool.decoder import arpa_writer
 from w2vtool.decoder.ngram import OrderTable
 from w2vtool.errors import ConfigError, DataError
 
@@ -91,33 +88,6 @@ class NGrams:
                 )
                 for order in self.orders
             ]
-
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        return {word: index for index, word in enumerate(self.words)}
-
-    def log10(self, history: Sequence[str], word: str) -> float:
-        """log10 P(word | history), backing off as any reader of the ARPA file does."""
-        ids = [self._ids.get(w, UNK) for w in (*history, word)][-len(self.orders) :]
-        total = 0.0
-        while True:
-            row = self._row(ids)
-            if row >= 0:
-                return total + float(np.log10(self.orders[len(ids) - 1].probability[row]))
-            context = self._row(ids[:-1])
-            if context >= 0:
-                total += float(np.log10(self.orders[len(ids) - 2].backoff[context]))
-            ids = ids[1:]
-
-    def _row(self, ids: Sequence[int]) -> int:
-        """Row of an n-gram in its order, or -1."""
-        row = ids[0]  # unigrams lie in the order of their ids
-        for order, word in zip(self.orders[1:], ids[1:], strict=False):
-            low, high = np.searchsorted(order.context, (row, row + 1))
-            row = int(low + np.searchsorted(order.word[low:high], word))
-            if row == high or order.word[row] != word:
-                return -1
-        return row
 
 
 class _Counts(NamedTuple):
@@ -222,11 +192,6 @@ def fallback_note(n: int, why: str) -> str:
     """What to tell a person who gets discounts that are no estimate."""
     used = ", ".join(f"{value:g}" for value in FALLBACK)
     return f"discounts of {n}-grams set to {used}: {why} (a small or repetitive text)"
-
-
-def write_arpa(ngrams: NGrams, path: str | Path) -> None:
-    """Write the model as an ARPA file: see ``arpa_writer.write``."""
-    arpa_writer.write(ngrams.words, ngrams.tables(), Path(path))
 
 
 def _decoded(raw: bytes, where: str) -> str:

@@ -234,6 +234,38 @@ def assemble(words: Sequence[str], orders: Sequence[OrderTable], path: Path) -> 
     )
 
 
+def tables(model: NGram) -> list[OrderTable]:
+    """The n-grams of a model, order by order: what ``assemble`` made it of.
+
+    Back-off weights of histories that nothing extends are 0.
+    """
+    words = len(model.words)
+    source_A = np.repeat(np.arange(len(model.backoff)), np.diff(model.first))
+    # the arcs of the empty history come first; a state is numbered when its own n-gram comes up
+    depth_S = np.zeros(len(model.backoff), np.int64)
+    row_S = np.zeros(len(model.backoff), np.int64)  # of the state's own n-gram in its order
+    found: list[OrderTable] = []
+    keys: list[np.ndarray] = []
+    for n in range(1, model.order + 1):
+        ours = depth_S[source_A] == n - 1 if n > 1 else np.ones(len(source_A), bool)
+        arcs = np.flatnonzero(ours & ((source_A == 0) == (n == 1)))
+        context_R, word_R = row_S[source_A[arcs]], model.word[arcs]
+        target_R = model.target[arcs]
+        own = np.flatnonzero((target_R > 0) & (depth_S[target_R] == 0))
+        depth_S[target_R[own]] = n
+        row_S[target_R[own]] = own
+        backoff_R = np.zeros(len(arcs), np.float32)
+        backoff_R[own] = model.backoff[target_R[own]]
+        key_R = context_R * words + word_R
+        if n < 3:
+            suffix_R = word_R.astype(np.int64) if n == 2 else np.zeros(len(arcs), np.int64)
+        else:
+            suffix_R = np.searchsorted(keys[-1], found[-1].suffix[context_R] * words + word_R)
+        found.append(OrderTable(context_R, word_R, suffix_R, model.log10[arcs], backoff_R))
+        keys.append(key_R)
+    return found
+
+
 def _back_off(last_S: np.ndarray, backoff_S: np.ndarray, back_S: np.ndarray) -> None:
     """Fill in log10 P(</s>) where it is not a number. States back off to those before them."""
     for start in range(0, len(last_S), PART):

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from w2vtool.decoder.lexicon import Lexicon, Trie, build_trie, letter_ids, separator
+from w2vtool.decoder.lexicon import Lexicon, Trie, begins, build_trie, letter_ids, separator
 from w2vtool.tokens import WORD_BEGIN, Tokens
 
 ROOT = 0
@@ -104,8 +104,8 @@ def plant(
     units = _hashes(alphabet(tokens)) if pieces else own_units
     depth, hashed = _down(trie, *units)
     token, at, parent = _walked(trie, tokens) if pieces else _itself(trie)
-    begin = 1 + np.searchsorted(parent, at)
-    end = 1 + np.searchsorted(parent, at, side="right")
+    children = 1 + begins(parent, len(trie.token))
+    begin, end = children[:-1][at], children[1:][at]
     own = np.diff(trie.first_word)[at]
     rows = np.repeat(trie.first_word[at], own) + _places(own)
     nodes, look = len(at), trie.score[at]
@@ -151,10 +151,8 @@ def alphabet(tokens: Tokens) -> list[str]:
 def letters(words: Iterable[str], tokens: Tokens) -> list[tuple[int, ...] | None]:
     """Words as numbers of letters in ``alphabet``; None for those with letters beyond it."""
     number = {letter: n for n, letter in enumerate(alphabet(tokens))}
-    return [
-        tuple(number[letter] for letter in word) if number.keys() >= set(word) else None
-        for word in words
-    ]
+    spelled, there = number.__getitem__, frozenset(number).issuperset
+    return [tuple(map(spelled, word)) if there(word) else None for word in words]
 
 
 def _trie(entries: Lexicon, value_E: np.ndarray) -> Trie:
@@ -175,7 +173,7 @@ def _walked(trie: Trie, tokens: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndar
 
     Gives the piece that leads to each node (-1 for the root), its letter node, and, for all but the
     root, the letter node that the piece started from; children of one start are neighbours, in
-    order of pieces. Found by reading all pieces backwards from all letter nodes at once.
+    order of pieces. Found by reading all pieces from all letter nodes at once.
     """
     usable = letter_ids(tokens)
     spelled = [path for path in letters(usable, tokens) if path is not None]
@@ -183,32 +181,29 @@ def _walked(trie: Trie, tokens: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndar
     piece_of = np.full(len(pieces.token), -1)
     ends = np.flatnonzero(np.diff(pieces.first_word))
     piece_of[ends] = np.array(list(usable.values()))[pieces.words]
-    count = len(pieces.token)
     radix = len(alphabet(tokens)) + 1
-    keys = np.repeat(np.arange(count), np.diff(pieces.first)) * radix + pieces.token[1:]
-    above = np.append(-1, np.repeat(np.arange(len(trie.token)), np.diff(trie.first)))
-    start = np.arange(len(trie.token))  # of the letters that were read up to each letter node
-    read = np.zeros(len(trie.token), int)  # where in the trie of pieces that leads, or -1
+    keys = np.repeat(np.arange(len(piece_of)), np.diff(pieces.first)) * radix + pieces.token[1:]
+    at = start = np.arange(len(trie.token))  # letter nodes, and from where letters were read
+    read = np.zeros(len(at), int)  # where in the trie of pieces these lead
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    while True:
-        live = np.flatnonzero((above >= 0) & (read[above] >= 0))
-        key = read[above[live]] * radix + trie.token[live]
+    while len(at):
+        count = np.diff(trie.first)[at]
+        before = np.repeat(np.arange(len(at)), count)
+        at = trie.first[at][before] + _places(count)
+        key = read[before] * radix + trie.token[at]
         place = np.searchsorted(keys, key).clip(max=len(keys) - 1)
-        there = keys[place] == key
-        live, place = live[there], place[there]
-        if not len(live):
-            break
-        start_before, start = start, np.full_like(start, -1)
-        read = np.full_like(read, -1)
-        start[live], read[live] = start_before[above[live]], place + 1
-        whole = live[piece_of[read[live]] >= 0]
-        found.append((piece_of[read[whole]], whole, start[whole]))
-    if not found:
-        return np.array([-1]), np.array([ROOT]), np.zeros(0, int)
+        there = np.flatnonzero(keys[place] == key)
+        at, start, read = at[there], start[before[there]], place[there] + 1
+        whole = piece_of[read] >= 0
+        found.append((piece_of[read[whole]], at[whole], start[whole]))
     token, at, begun = map(np.concatenate, zip(*found, strict=True))
-    while not (reached := np.isin(begun, [ROOT, *np.unique(at)])).all():  # by no pieces before
-        token, at, begun = token[reached], at[reached], begun[reached]
-    order = np.lexsort((token, begun))
+    while True:
+        whole_M = np.zeros(len(trie.token), bool)
+        whole_M[ROOT] = whole_M[at] = True
+        if (reached := whole_M[begun]).all():
+            break
+        token, at, begun = token[reached], at[reached], begun[reached]  # by no pieces before
+    order = np.argsort(begun * len(tokens) + token)
     return np.append(-1, token[order]), np.append(ROOT, at[order]), begun[order]
 
 

@@ -117,7 +117,9 @@ def build(
     rows = {word: row for row, word in enumerate(words)}
     lm_row, unknown_row, log10_W, unknown_log10 = _language(lm, words)
     hot_row, arcs = _hot(phrases, rows)
-    gain_W = np.array([step(arcs, 0, row)[0] if row else 0.0 for row in hot_row.tolist()])
+    gain_W = np.zeros(len(words))
+    for row in np.flatnonzero(hot_row):
+        gain_W[row] = step(arcs, 0, hot_row[row])[0]
     value_W = options.lm_weight * log10_W + gain_W
     row_E = np.array([rows[word] for word in entries.words], np.int32)
     single, free = options.mode == "tokens", options.mode == "open"
@@ -213,8 +215,7 @@ def _entries(
         known = [word for word in lm.vocabulary() if word not in there]
     if tokens.kind == "sentencepiece":
         return _by_letters(listed, known, tokens, options.mode == "open")
-    letters = letter_ids(tokens)
-    known = [word for word in known if all(letter in letters for letter in word)]
+    known = list(filter(frozenset(letter_ids(tokens)).issuperset, known))
     more = lexicons.from_words(known, tokens) if known else Lexicon((), ())
     return Lexicon(listed.words + more.words, listed.spellings + more.spellings)
 
@@ -224,7 +225,8 @@ def _by_letters(listed: Lexicon, known: list[str], tokens: Tokens, free: bool) -
 
     Raises DataError for spellings that an open search could not tell from parts of other words.
     """
-    spelled = ["".join(tokens.symbols[token] for token in ids) for ids in listed.spellings]
+    symbol = tokens.symbols.__getitem__
+    spelled = ["".join(map(symbol, ids)) for ids in listed.spellings]
     if free:
         strange = [
             f"{word!r}: {text}"

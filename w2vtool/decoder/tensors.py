@@ -103,9 +103,9 @@ def child(m: Map, node_c: Tensor, token_c: Tensor, tokens: int) -> Tensor:
     """The child of each node under a token, or -1; nodes off the trie have none."""
     if not len(m.child_keys):
         return torch.full_like(node_c, -1)
-    key_c = m.group[node_c.clamp(min=0)] * tokens + token_c
+    key_c = at(m.group, node_c.clamp(min=0)) * tokens + token_c
     place_c = torch.searchsorted(m.child_keys, key_c).clamp_(max=len(m.child_keys) - 1)
-    there_c = (node_c >= 0) & (m.child_keys[place_c] == key_c)
+    there_c = (node_c >= 0) & (at(m.child_keys, place_c) == key_c)
     return torch.where(there_c, place_c + 1, -1)  # the root is no child
 
 

@@ -178,10 +178,10 @@ def fields_of(record: dict[str, Any], audio: str) -> dict[str, Any]:
     return {**known, "extra": extra_of(record)}
 
 
-def extra_of(record: Mapping[str, Any], prefix: str = "custom") -> dict[str, Any]:
+def extra_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of another tool; one that is called as ours is not ours, and gets a prefix."""
     taken = (*OURS, "audio_filepath")
-    return {(f"{prefix}.{key}" if key in taken else key): item for key, item in record.items()}
+    return {(f"custom.{key}" if key in taken else key): item for key, item in record.items()}
 
 
 @dataclass

@@ -112,7 +112,7 @@ def table(
     return parsed(path, row)
 
 
-def pairs(path: Path, separator: str | None = None) -> tuple[dict[str, str], list[Rejected]]:
+def pairs(path: Path) -> tuple[dict[str, str], list[Rejected]]:
     """``ID TEXT`` lines of a file as a dictionary, and what is wrong with its other lines."""
     found: dict[str, str] = {}
     problems: list[Rejected] = []
@@ -120,7 +120,7 @@ def pairs(path: Path, separator: str | None = None) -> tuple[dict[str, str], lis
         if isinstance(item, Rejected):
             problems.append(item)
             continue
-        name, *rest = item[0].strip().split(separator, maxsplit=1)
+        name, *rest = item[0].strip().split(maxsplit=1)
         if not rest:
             problems.append(Rejected(item[1], "bad-line", f"not 'ID TEXT': {item[0][:60]!r}"))
         else:

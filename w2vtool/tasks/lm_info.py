@@ -27,9 +27,8 @@ def lm_info(config: LmInfoConfig, run: Run) -> dict[str, Any]:
     """Open the model and count."""
     from collections import Counter
 
-    from w2vtool.decoder import lm_prune
     from w2vtool.decoder.lm import open_lm
-    from w2vtool.decoder.ngram import NGram
+    from w2vtool.decoder.ngram import NGram, tables
 
     model = open_lm(config.lm)
     words = model.vocabulary()
@@ -41,7 +40,7 @@ def lm_info(config: LmInfoConfig, run: Run) -> dict[str, Any]:
     case = "upper" if upper > 0.99 * most else "lower" if lower > 0.99 * most else "mixed"
     facts: dict[str, Any] = {"order": model.order, "words": len(words), "case": case}
     if isinstance(model, NGram):
-        made = lm_prune.tables(model)
+        made = tables(model)
         facts["ngrams"] = {n: len(table.word) for n, table in enumerate(made, start=1)}
         facts["memory_mb"] = round(sum(array.nbytes for array in arrays(model)) / 1e6, 1)
     shown = "".join(letter for letter, _ in letters.most_common(SHOWN))

@@ -135,8 +135,7 @@ def by_lmplz(config: LmTrainConfig) -> bool:
 def with_lmplz(config: LmTrainConfig, folder: Path, run: Run) -> Model:
     """Let KenLM's program estimate, and read what it wrote."""
     from w2vtool.decoder import lm, lmplz
-    from w2vtool.decoder.lm_prune import tables
-    from w2vtool.decoder.ngram import NGram
+    from w2vtool.decoder.ngram import NGram, tables
 
     with run.progress(lmplz.STEPS, "training by lmplz", "steps") as bar:
         made = lmplz.estimate(lines(config), config.order, config.prune, folder, bar.update)
