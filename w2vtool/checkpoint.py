@@ -248,13 +248,10 @@ def find(path: Path, *, best: bool = True) -> Path:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = _steps(folder)
     if not steps:
-        foreign = path.is_file() or (path / "config.json").exists()
         raise CheckpointError(
             "no checkpoint here" if path.exists() else "no such checkpoint",
             where=str(path),
-            hint=f"a model of another toolkit? w2vtool import {path} --out DIR"
-            if foreign
-            else "give a run folder, or a step-… folder in its checkpoints/",
+            hint=_instead(path),
         )
     chosen = best_steps(folder)[:1] if best else []
     steps.sort(key=lambda step: _step(step) not in chosen)  # stable: the rest as it was
@@ -268,6 +265,16 @@ def find(path: Path, *, best: bool = True) -> Path:
         else:
             return candidate
     raise problems[0]
+
+
+def _instead(path: Path) -> str:
+    """What to give in place of a path that is no checkpoint."""
+    if path.is_file() or (path / "config.json").exists():
+        return f"a model of another toolkit? w2vtool import {path} --out DIR"
+    runs = sorted(found.parent for found in path.glob("*/checkpoints") if _steps(found))
+    if runs:
+        return f"did you mean {' or '.join(map(str, runs[:3]))}?"
+    return "give a run folder, or a step-… folder in its checkpoints/"
 
 
 def verify(path: Path) -> None:

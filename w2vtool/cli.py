@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -24,6 +24,7 @@ from w2vtool import __version__, commands, registry
 from w2vtool.errors import ConfigError, PluginError, Stopped, UserError
 from w2vtool.registry import TaskRef
 from w2vtool.task import Task
+from w2vtool.words import sort_words
 
 if TYPE_CHECKING:
     from w2vtool.jobs import Job
@@ -33,8 +34,12 @@ _PLAIN: dict[str, Any] = {
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
 }
-# what the machine, not w2vtool, refuses: no space, no permission, read-only
-_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+# what the machine, not w2vtool, refuses: no space, no permission, read-only; and names that cannot
+# be written to: a file where a folder must be, or the other way round
+_MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
 COMMON = ("--variant", "--print-config", "--json", "--resume", "--work", "--run-dir", "--verbose")
 
 
@@ -44,7 +49,8 @@ class LazyCommand(TyperCommand):
     def __init__(self, name: str, ref: TaskRef) -> None:
         summary = ref.summary.rstrip(".")
         from_ = "" if ref.origin == registry.BUILT_IN_ORIGIN else f" ({ref.origin})"
-        super().__init__(name, help=f"{summary}{from_}".strip(), rich_markup_mode=None)
+        about = f"{summary}{from_}".strip()
+        super().__init__(name, help=about, short_help=about, rich_markup_mode=None)  # not cut
         self.ref = ref
 
     def real(self) -> Any:
@@ -70,6 +76,18 @@ class Tasks(TyperGroup):
             commands.refuse_typo(rest[:1], command.commands)
             return name, command.alone(), rest
         return name, (command.real() if isinstance(command, LazyCommand) else command), rest
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """What the listing above says: the actions, after what the name alone does."""
+        if self.short is None:
+            return (
+                f"{self.help}: {', '.join(self.commands)}"
+                if self.help
+                else ", ".join(self.commands)
+            )
+        built = registry.SHORT_FORMS[self.short.ref.name]
+        others = ", ".join(name for name in self.commands if name != built)
+        return f"{self.short.help}; {others}"
 
     def alone(self) -> Any:
         """The task that the group's name alone stands for; its help names the group's actions."""
@@ -105,7 +123,7 @@ class Root(Tasks):
         group: TyperGroup = self
         *above, last = ref.name.split()
         if ref.name in registry.SHORT_FORMS:
-            tasks = Tasks(name=last, help=ref.summary.rstrip("."), rich_markup_mode=None)
+            tasks = Tasks(name=last, rich_markup_mode=None)
             tasks.short = LazyCommand(last, ref)
             tasks.add_command(LazyCommand(registry.SHORT_FORMS[ref.name], ref))
             group.add_command(tasks)
@@ -113,57 +131,11 @@ class Root(Tasks):
         for word in above:
             inside = group.commands.get(word)
             if not isinstance(inside, Tasks):
-                inside = Tasks(name=word, no_args_is_help=True, rich_markup_mode=None)
+                about = registry.GROUPS.get(word)
+                inside = Tasks(name=word, help=about, no_args_is_help=True, rich_markup_mode=None)
                 group.add_command(inside)
-            inside.help = "; ".join(filter(None, (inside.help, f"{last}: {ref.summary}")))
             group = inside
         group.add_command(LazyCommand(last, ref))
-
-
-class Words(NamedTuple):
-    """Positional words, told apart."""
-
-    recipe: Path | None
-    overrides: list[str]
-    inputs: list[str]
-
-
-def sort_words(words: Sequence[str], task: Task[Any]) -> Words:
-    """Tell recipe, ``key=value`` and inputs apart; the order does not matter. Raises ConfigError.
-
-    A recipe ends in .yaml; for a task without inputs it may be the name of one in ./recipes. A
-    file whose name looks like ``key=value`` is an input.
-    """
-    from w2vtool.nodes import COMMAND_LINE, OVERRIDE, did_you_mean
-
-    recipes: list[Path] = []
-    overrides: list[str] = []
-    inputs: list[str] = []
-    for word in words:
-        if word.endswith((".yaml", ".yml")):
-            recipes.append(Path(word))
-        elif OVERRIDE.match(word) and not (task.inputs and _exists(word)):
-            overrides.append(word)
-        elif task.inputs:
-            inputs.append(word)
-        elif (path := Path("recipes") / f"{word}.yaml").is_file():
-            recipes.append(path)
-        else:
-            known = [path.stem for path in Path("recipes").glob("*.yaml")]
-            hint = did_you_mean(word, known) or "write key=value, or the path of a recipe"
-            what = f"{word!r} is neither a recipe nor key=value"
-            raise ConfigError(what, where=COMMAND_LINE, hint=hint)
-    if len(recipes) > 1:
-        names = " and ".join(map(str, recipes))
-        raise ConfigError(f"one recipe at a time, not {names}", where=COMMAND_LINE)
-    return Words(recipes[0] if recipes else None, overrides, inputs)
-
-
-def _exists(word: str) -> bool:
-    try:
-        return Path(word).exists()
-    except OSError:  # too long for a file name
-        return False
 
 
 def task_command(ref: TaskRef, task: Task[Any]) -> Any:
@@ -377,7 +349,7 @@ def _guarded(args: Sequence[str] | None) -> int:
         _say(f"error: {exc}")
         return exc.exit_code
     except Stopped as exc:
-        _say(f"{exc}; --resume goes on from what was saved")
+        _say(f"{exc}; {exc.again} goes on from what was saved")
         return exc.exit_code
     except KeyboardInterrupt:
         return 130

@@ -53,12 +53,19 @@ def register(app: typer.Typer) -> None:
         cls=LightCommand,
         help=f"{registry.COMMANDS['tasks']}\n\nWith --check NAME..., import them and show what "
         "goes wrong; without a name, all.",
+        short_help=registry.COMMANDS["tasks"].rstrip("."),
+        epilog=f"\b\nExample:\n  {registry.EXAMPLES['tasks']}",
         options_metavar="[--check [NAME]...]",
         context_settings={"allow_extra_args": True},
     )(tasks)
-    app.command("recipes", help=registry.COMMANDS["recipes"])(recipes)
-    app.command("check", help=registry.COMMANDS["check"])(check)
-    app.command("info", help=registry.COMMANDS["info"])(info)
+    for name, command in (("recipes", recipes), ("check", check), ("info", info)):
+        about = registry.COMMANDS[name]
+        app.command(
+            name,
+            help=about,
+            short_help=about.rstrip("."),
+            epilog=f"\b\nExample:\n  {registry.EXAMPLES[name]}",
+        )(command)
 
 
 def tasks(

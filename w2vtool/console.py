@@ -14,9 +14,10 @@ import time
 import unicodedata
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 PLAIN_SECONDS = 30.0  # between two progress lines where there is no terminal
+NAME_WIDTH = 40  # of the first column of a table, before its words are broken
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -90,8 +91,8 @@ class Progress:
         text = "  ".join(f"{key.replace('_', ' ')} {value}" for key, value in fields.items())
         self._state = (done, text)
         if self._bar is not None:
-            count = f"{self._count(done)}  {text}  {self._left(now, done)}".rstrip()
-            self._bar.update(self._task, completed=done, text=count)
+            parts = (self._count(done), self._left(now, done), text)  # a narrow terminal cuts text
+            self._bar.update(self._task, completed=done, text="  ".join(filter(None, parts)))
         elif now - self._last_line >= self._every:
             self._line(now)
 
@@ -149,9 +150,14 @@ def _bar(total: float, what: str) -> tuple[Any, Any]:
     from rich.console import Console as Terminal
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
+    from rich.table import Column
 
     columns = (
-        TextColumn("{task.description}", markup=False),
+        TextColumn(
+            "{task.description}",
+            markup=False,
+            table_column=Column(no_wrap=True, min_width=min(len(what), 24)),
+        ),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[text]}", markup=False),
     )
@@ -165,12 +171,17 @@ def _draw(title: str, columns: Sequence[str], cells: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", box=SIMPLE)
-    for i, column in enumerate(columns):
-        table.add_column(Text(column), justify="right" if _numeric(cells, i) else "left")
+    table = Table(box=SIMPLE)
+    for i, column in enumerate(columns):  # in a narrow terminal, names stay in one piece
+        name = min(max(_width(row[0]) for row in cells), NAME_WIDTH) if cells and i == 0 else None
+        justify: Literal["left", "right"] = "right" if _numeric(cells, i) else "left"
+        table.add_column(Text(column), justify=justify, min_width=name, overflow="fold")
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
-    Terminal().print(table)
+    terminal = Terminal()
+    if title:  # above the table: as its title, a path would be broken at the table's width
+        terminal.print(Text(title, style="italic"), soft_wrap=True)
+    terminal.print(table)
 
 
 def _aligned(title: str, columns: Sequence[str], cells: list[list[str]]) -> list[str]:

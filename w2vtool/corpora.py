@@ -7,6 +7,7 @@ Goes in: folders in a known layout (``layouts/table.py`` lists them), or ``FOLDE
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,7 @@ def build_manifest(
     if out.suffix != ".jsonl" or out.is_dir():
         raise DataError("a manifest must be a .jsonl file", where=str(out))  # never a transcript
     found = collect(roots, layout)
+    _try_writing(out)
     odd = OddityReport()
     candidates, problems = _with_text(found.candidates, rules, odd)
     keep = out.with_name(f".{out.name}.parts")
@@ -155,6 +157,16 @@ def build_manifest(
     built.rows = [moved(row, Path(), folder) for row in built.rows]
     write(out, built.rows)
     return Report(out, built, rejects_path, tuple(odd.lines()))
+
+
+def _try_writing(out: Path) -> None:
+    """Raise DataError where a manifest could not be written: not after hours of decoding."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise DataError(f"cannot be written ({error.strerror})", where=str(out)) from error
 
 
 def _with_text(

@@ -70,8 +70,12 @@ class CheckpointError(UserError):
 
 
 class Stopped(Exception):
-    """The run was stopped by a signal, after everything was saved. ``signal`` is its number."""
+    """The run was stopped by a signal, after everything was saved. ``signal`` is its number.
+
+    ``again`` is what goes on with it.
+    """
 
     def __init__(self, signal: int) -> None:
         super().__init__(f"stopped by signal {signal}")
         self.exit_code = 128 + signal
+        self.again = "the same command"

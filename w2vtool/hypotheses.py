@@ -37,7 +37,7 @@ def read(path: Path) -> Texts:
     """What was recognised. DataError lists every bad line as ``file:line`` (20 of them)."""
     if path.is_dir():
         path = path / "hyp.jsonl"
-    if path.suffix not in (".jsonl", ".trn"):
+    if path.suffix not in (".jsonl", ".trn") and path.exists():
         raise DataError(f"neither .jsonl nor .trn: {path.name}", where=str(path), hint=_FORMS)
     return _gather(path, _trn(path) if path.suffix == ".trn" else _jsonl(path))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from w2vtool import config as recipes
 from w2vtool import fields, registry
-from w2vtool.config import Recipe, Step
+from w2vtool.config import Recipe, Step, short
 from w2vtool.errors import ConfigError, PluginError, Stopped
 from w2vtool.nodes import COMMAND_LINE, Node, apply_overrides, did_you_mean, merge, put
 from w2vtool.registry import TaskRef
@@ -208,16 +208,20 @@ def execute(
         json_only=json_only or bool(parent and parent.json_only),
         parent=parent,
     )
-    try:
-        with made as run:
+    with made as run:
+        try:
             summary = job.task.run(job.config, run)
-            try:
-                run.summary = jsonable(dict(summary or {}))
-            except TypeError as exc:
-                raise PluginError(f"summary: {exc}", where=f"task {job.ref.name}") from None
-            return {"run": str(run.folder), **run.summary} if run.created else run.summary
-    except KeyboardInterrupt:
-        raise Stopped(signal.SIGINT) from None
+        except (KeyboardInterrupt, Stopped) as exc:
+            stopped = exc if isinstance(exc, Stopped) else Stopped(signal.SIGINT)
+            # without a recipe, the next run would have another folder
+            there = "" if job.recipe else f" --run-dir {short(job.folder)}"
+            stopped.again = f"--resume{there}" if run.created else "the same command"
+            raise stopped from None
+        try:
+            run.summary = jsonable(dict(summary or {}))
+        except TypeError as exc:
+            raise PluginError(f"summary: {exc}", where=f"task {job.ref.name}") from None
+        return {"run": str(run.folder), **run.summary} if run.created else run.summary
 
 
 def problems(recipe: Recipe) -> tuple[list[ConfigError], list[str]]:

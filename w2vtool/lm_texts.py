@@ -33,15 +33,18 @@ def sentences(paths: Iterable[Path], case: Literal["upper", "lower", "keep"]) ->
         if path.suffix == ".jsonl":
             source: Iterable[str] = (row.text for row in manifest.read(path).rows if row.text)
         elif path.suffix == ".tsv" or path.is_dir():
-            source = _transcripts(path)
+            source = transcripts(path)
         else:
             source = read_lines([path])
         for line in source:
             yield normalize(line, case)
 
 
-def _transcripts(path: Path) -> list[str]:
-    """Those of a table or of a corpus; rows that cannot be used are left out, and counted."""
+def transcripts(path: Path) -> list[str]:
+    """Those of a table or of a corpus; rows that cannot be used are left out, and counted.
+
+    Raises DataError where there is none.
+    """
     found = corpora.scan(path)
     problems = [f"{row.path}: {row.detail}" for row in found.problems]
     texts = [row.text for row in found.candidates if row.text]

@@ -64,11 +64,22 @@ BUILT_IN = {
 }
 # tasks that are groups, too: the name alone, before anything but an action, stands for this action
 SHORT_FORMS = {"manifest": "build"}
+GROUPS = {
+    "lm": "N-gram language models",
+    "tokens": "Vocabularies",
+    "bench": "How fast this machine is",
+}
 COMMANDS = {
     "tasks": "List the tasks, built in and plugged in.",
     "recipes": "List the recipes in ./recipes.",
     "check": "Check a recipe without running it.",
     "info": "Describe a checkpoint or a run folder.",
+}
+EXAMPLES = {
+    "tasks": "w2vtool tasks --check speaking-rate",
+    "recipes": "w2vtool recipes --schema",
+    "check": "w2vtool check recipes/librispeech.yaml",
+    "info": "w2vtool info runs/demo/finetune-ctc",
 }
 # keys of a recipe with a meaning of their own; a task of that name could have no section
 _RECIPE_WORDS = (

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -229,6 +230,32 @@ def test_lmplz_is_ended_with_the_task(here: Path, lmplz: None) -> None:
         estimate(["A B"], 2, (), scratch, interrupt)
     with pytest.raises(ProcessLookupError):
         os.kill(int(Path("pid").read_text()), 0)
+
+
+def test_a_training_that_fails_leaves_no_empty_folder(w2v: W2v) -> None:
+    assert w2v("lm", "train", "gone.txt", "--out", "new").code == 3
+    assert not Path("new").exists()
+    Path("old").mkdir()
+    assert w2v("lm", "train", "gone.txt", "--out", "old").code == 3
+    assert Path("old").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("out", "code"), [("text.txt", 2), ("text.txt/lm", 2), ("text.txt/lm.arpa", 2), ("x" * 300, 3)]
+)
+def test_a_name_that_cannot_be_written_is_no_bug(w2v: W2v, out: str, code: int) -> None:
+    before = Path("text.txt").read_bytes()
+    done = w2v("lm", "train", "text.txt", "--out", out)
+    assert done.code == code and done.err.startswith("error: ") and out[:8] in done.err
+    assert Path("text.txt").read_bytes() == before
+
+
+def test_a_model_of_tokens_is_not_said_to_have_words(w2v: W2v) -> None:
+    Path("letters.txt").write_text(
+        "".join(f"{letter} 1\n" for letter in sorted(set(TEXT) | {"|"}) if letter.strip())
+    )
+    done = w2v("lm", "train", "text.txt", "--tokens", "letters.txt", "--out", "lm", "--order", "2")
+    assert done.code == 0 and re.search(r"2-gram model of \d+ tokens", done.out), done.err
 
 
 def test_thresholds_as_lmplz_writes_them_are_named(w2v: W2v) -> None:

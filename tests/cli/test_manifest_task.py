@@ -111,6 +111,13 @@ def test_strict_fails_on_any_reject(corpus: Path) -> None:
     assert not (corpus / "data.jsonl").exists()
 
 
+def test_a_manifest_that_cannot_be_written_is_told_before_the_work(corpus: Path) -> None:
+    done = w2vtool(corpus, ".", "--out", "a.wav/data.jsonl")
+    assert done.returncode == 3, done.stderr
+    assert "data.jsonl: cannot be written" in done.stderr
+    assert "looking at audio" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -162,6 +162,7 @@ def test_hypotheses_without_a_reference_are_left_out_and_said(w2v: W2v, one: str
         ("bad.trn", b"ONE TWO\n", "bad.trn:1: no (id)"),
         ("bad.tsv", b"a\tONE\n", "neither .jsonl nor .trn: bad.tsv"),
         ("gone.jsonl", None, "no such file"),
+        ("gone-folder", None, "no such file"),
         ("empty-folder", None, "no such file"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -168,6 +169,10 @@ def test_help_configs_and_recipe_errors_import_nothing_heavy(
         "decode",
         "extract",
         "run",
+        "tasks",
+        "recipes",
+        "check",
+        "info",
     ],
 )
 def test_help_of_a_built_in_task_imports_nothing_heavy_and_has_an_example(
@@ -200,6 +205,10 @@ def test_root_help_lists_tasks_groups_and_commands(cli: Any, folder: Path) -> No
         assert f"\n  {name} " in done.out
     assert "Count things, slowly (plugins/toy.py)" in done.out
     assert "train" in cli("lm").err + cli("lm").out
+    listed = " ".join(done.out.split())
+    assert " lm N-gram language models: train, info, perplexity, prune tokens " in listed
+    assert " manifest Build a manifest from folders of audio; check, stats, split, " in listed
+    assert "..." not in done.out.partition("Commands:")[2]  # no sentence is cut
 
 
 def test_tasks_says_where_each_is_from_and_what_it_hides(cli: Any, folder: Path) -> None:
@@ -406,20 +415,23 @@ def test_a_signal_ends_a_run_that_can_be_resumed(
         err = process.stderr.read()
         assert process.wait(timeout=30) == code, err
     assert "Traceback" not in err
+    if (mood, number) != ("wait", signal.SIGTERM):  # that one ends at once, without a word
+        assert "; --resume --run-dir r goes on from what was saved" in err
     assert json.loads((folder / "r/run.json").read_text())["status"] == "interrupted"
     again = cli("toy", "count=1", "--run-dir", "r", "--resume")
     assert again.code == 0 and not list(folder.glob("r~*"))
     assert json.loads((folder / "r/run.json").read_text())["status"] == "done"
 
 
-def test_what_the_machine_refuses_is_not_called_a_bug(cli: Any, folder: Path) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG])
+def test_what_the_machine_refuses_is_not_called_a_bug(number: int, cli: Any, folder: Path) -> None:
     (folder / "plugins/full.py").write_text(
         "from w2vtool.api import Config, Task\n"
-        "def run(config, run): raise OSError(28, 'No space left on device', 'x.bin')\n"
+        f"def run(config, run): raise OSError({number}, {os.strerror(number)!r}, 'x.bin')\n"
         "TASK = Task(Config, run)\n"
     )
     done = cli("full")
-    assert done.code == 3 and done.err == "error: No space left on device: x.bin\n"
+    assert done.code == 3 and done.err == f"error: {os.strerror(number)}: x.bin\n"
 
 
 def test_an_unknown_command_comes_with_a_suggestion(cli: Any) -> None:

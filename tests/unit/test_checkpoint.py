@@ -242,6 +242,16 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
         checkpoint.load(tmp_path / name)
 
 
+def test_the_folder_of_a_recipes_runs_names_those_with_checkpoints(tmp_path: Path) -> None:
+    for name in ("pretrain", "finetune-ctc"):
+        checkpoint.save(tmp_path / name / "checkpoints", 1, small(), SPEC)
+    (tmp_path / "lm" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no checkpoint here") as caught:
+        checkpoint.find(tmp_path)
+    first, second = tmp_path / "finetune-ctc", tmp_path / "pretrain"
+    assert caught.value.hint == f"did you mean {first} or {second}?"
+
+
 def test_weights_that_do_not_fit_are_named_with_both_shapes(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path, 1, SPEC.build(), SPEC)
     weights = checkpoint.load(path).weights

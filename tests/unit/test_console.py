@@ -54,6 +54,17 @@ def test_a_terminal_gets_a_drawn_table_with_the_text_as_it_is(monkeypatch: Any) 
     assert "─" in out.getvalue() and "[red]greedy" in out.getvalue()
 
 
+def test_a_narrow_terminal_shows_names_and_titles_in_one_piece(monkeypatch: Any) -> None:
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("COLUMNS", "60")
+    Console().table("", ("recipe", "about"), [("recipes/librispeech.yaml", "words " * 40)])
+    title = "errors of runs/demo/lexicon-lm/hyp.jsonl"
+    Console().table(title, ("a", "b"), [("x" * 100, "2")])
+    assert "recipes/librispeech.yaml" in out.getvalue() and title in out.getvalue()
+    assert out.getvalue().count("x") >= 100 and "…" not in out.getvalue()
+
+
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys: Any) -> None:
     with Console().progress(4000, "pretrain", "steps", every=0) as bar:
         bar.update(1000, loss="3.20", code_perplexity=210)
@@ -95,6 +106,18 @@ def test_a_terminal_gets_a_bar_and_lines_above_it(monkeypatch: Any) -> None:
     text = err.getvalue()
     assert "5/10 steps" in text and "loss [3.2]" in text and "checkpoint [saved]" in text
     assert "\x1b[" in text  # it was redrawn in place
+
+
+def test_a_narrow_terminal_keeps_the_name_and_the_time_that_is_left(monkeypatch: Any) -> None:
+    err = Terminal()
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    with Console().progress(1600, "finetune-ctc", "updates") as bar:
+        bar.update(1)
+        bar.update(5, **{f"value {i}": "0.123456" for i in range(8)})
+    line = err.getvalue().split("\r")[-1]
+    assert "finetune-ctc" in line and "5/1,600 updates  eta " in line and "value 0" in line
 
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch: Any) -> None:

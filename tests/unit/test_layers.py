@@ -15,7 +15,7 @@ HEAVY = {"torch", "torchaudio", "numpy", "sentencepiece", "kenlm", "soundfile", 
 # listings import these; they may not load pydantic
 LIGHT = {"__init__", "__main__", "api", "cli", "commands", "config", "console", "errors"}
 LIGHT |= {"extensions", "fields", "jobs", "lock", "nodes", "provenance", "registry", "render"}
-LIGHT |= {"run", "task"}
+LIGHT |= {"run", "task", "words"}
 SHELL = LIGHT | {"architecture", "schema", "testing", "typed"}
 # what core and tasks may import of the shell
 FOR_ALL = {"architecture", "errors", "extensions", "lock", "schema", "run", "task"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -152,6 +153,19 @@ def test_text_files_and_rules_of_a_recipe(w2v: Any, tmp_path: Path) -> None:
     done = w2v(*words)
     assert done.code == 3
     assert f"{text}:2:5: byte 0xFF is not UTF-8" in done.err
+
+
+def test_of_a_table_and_of_a_corpus_the_transcripts_are_the_text(w2v: Any, tmp_path: Path) -> None:
+    for name in ("Q.wav", "Z.wav"):
+        soundfile.write(tmp_path / name, toys.wave(0), 16_000)
+    table = tmp_path / "transcripts.tsv"
+    table.write_text("Q.wav\tone two\tXX\nZ.wav\tTHREE\tXX\n")
+    for path in (table, tmp_path):
+        out = tmp_path / "letters.txt"
+        done = w2v("tokens", "train", path, "--kind", "letters", "--out", out)
+        assert done.code == 0, done.err
+        assert set(Tokens.from_dictionary(out).symbols[5:]) == set("ONETWOTHREE")
+        out.unlink()
 
 
 def test_the_training_split_of_a_recipe_is_used_when_no_input_is_named(

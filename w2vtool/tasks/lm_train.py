@@ -8,6 +8,7 @@ or, where ``--out`` is a file, the ARPA alone.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,27 +62,42 @@ def lm_train(config: LmTrainConfig, run: Run) -> dict[str, Any]:
     import tempfile
 
     from w2vtool.decoder import lm_folder
-    from w2vtool.run import make_folder
 
     check(config)
     folder = config.out.parent if lm_folder.is_file(config.out) else config.out
-    make_folder(folder, "--out")
     estimate = with_lmplz if by_lmplz(config) else with_numpy
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".lm-train-") as scratch:
-        words, tables, notes = estimate(config, Path(scratch), run)
-    for note in notes:
-        run.say(note)
-    counts = {n: len(table.word) for n, table in enumerate(tables, start=1)}
-    with run.progress(sum(counts.values()), f"writing {config.out}", "n-grams") as bar:
-        listed = lm_folder.write(config.out, words, tables, bar.update)
+    with filled(folder):  # made first, so that one that cannot be written costs no work
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".lm-train-") as scratch:
+            words, tables, notes = estimate(config, Path(scratch), run)
+        for note in notes:
+            run.say(note)
+        counts = {n: len(table.word) for n, table in enumerate(tables, start=1)}
+        with run.progress(sum(counts.values()), f"writing {config.out}", "n-grams") as bar:
+            listed = lm_folder.write(config.out, words, tables, bar.update)
     if config.words:
         lm_folder.write_words(config.words, listed)
+    unit = "tokens" if config.tokens else "words"
     run.table(
-        f"{config.order}-gram model of {len(listed)} words: {config.out}",
+        f"{config.order}-gram model of {len(listed)} {unit}: {config.out}",
         ["order", "n-grams"],
         list(counts.items()),
     )
     return {"lm": str(config.out), "words": len(listed), "ngrams": counts}
+
+
+@contextlib.contextmanager
+def filled(folder: Path) -> Iterator[None]:
+    """Make a folder, which goes again if nothing has come into it at the end."""
+    from w2vtool.run import make_folder
+
+    new = not folder.exists()
+    make_folder(folder, "--out")
+    try:
+        yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):  # what is in use stays
+                folder.rmdir()
 
 
 def check(config: LmTrainConfig) -> None:

@@ -1,8 +1,8 @@
 """Make the vocabulary of a CTC model from text: SentencePiece pieces, or letters by count.
 
-Goes in: manifests with transcripts, text files, or the training split of a recipe, and the recipe's
-rules of spelling. Goes out: a file for text.sentencepiece or text.file, and what the vocabulary
-costs: coverage, pieces a word, and utterances that are too short for it.
+Goes in: manifests, tables or corpora with transcripts, text files, or the training split of a
+recipe, and the recipe's rules of spelling. Goes out: a file for text.sentencepiece or text.file,
+and what the vocabulary costs: coverage, pieces a word, and utterances that are too short for it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class TokensTrainConfig(Config):
     )
     text: TextConfig = knob(TextConfig(), "The rules that the texts are spelled by first.")
     inputs: tuple[Path, ...] = knob(
-        (), "Manifests (.jsonl) with transcripts, or text files with one sentence a line."
+        (),
+        "Manifests (.jsonl), tables (.tsv) or corpora with transcripts, or text files with one "
+        "sentence a line.",
     )
     out: Path = knob(doc="The file to write, or a folder: tokens.model or letters.txt in it.")
     kind: Literal["sentencepiece", "letters"] = knob(
@@ -105,13 +107,16 @@ def sentences(config: TokensTrainConfig, run: Run, odd: OddityReport) -> Iterato
     Odd characters are added to ``odd``.
     """
     from w2vtool import manifest, splits
+    from w2vtool.lm_texts import transcripts
     from w2vtool.text import Rules, stream_lines
     from w2vtool.vocabulary import Sentence
 
     rules = Rules.of(config.text)
     if not config.inputs:
         if not config.data.train:
-            hint = "name manifests (.jsonl) or text files, or a recipe with data.train"
+            hint = (
+                "name manifests (.jsonl), tables (.tsv) or text files, or a recipe with data.train"
+            )
             raise ConfigError("no text given", hint=hint)
         opened = splits.open_split(config.data, "train", rules=rules, say=run.say)
         for row in opened.rows:
@@ -122,6 +127,10 @@ def sentences(config: TokensTrainConfig, run: Run, odd: OddityReport) -> Iterato
             for row in manifest.read(path).rows:
                 odd.add(f"{path} ({row.id})", row.text or "")
                 yield Sentence(rules(row.text or ""), row.duration)
+        elif path.suffix == ".tsv" or path.is_dir():
+            for text in transcripts(path):
+                odd.add(str(path), text)
+                yield Sentence(rules(text))
         else:
             for number, line in stream_lines(path):
                 odd.add(f"{path}:{number}", line)
