@@ -205,6 +205,10 @@ def _parsed(line: bytes) -> Utterance:
     known |= {key: float(known[key]) for key in _SECONDS if key in known}
     known |= {key: int(known[key]) for key in (*_BYTES, "sample_rate") if key in known}
     known.setdefault("sample_rate", None)
+    try:
+        _json(found)
+    except ValueError as error:  # 1e999 is read as infinity, which cannot be written
+        raise ValueError("a number in extra beyond 1.8e308") from error
     return Utterance(**known, extra=found)
 
 

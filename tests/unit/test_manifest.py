@@ -75,6 +75,7 @@ def test_nemo_rows_are_understood(tmp_path: Path) -> None:
         (ROW | {"audio_filepath": "b.wav"}, "both 'audio' and 'audio_filepath'"),
         ('{"id": "a", "audio": "a.wav", "duration": NaN}', "NaN is not a JSON number"),
         ('{"id": "a", "audio": "a.wav", "duration": 1e999}', "not a number of seconds"),
+        ('{"id": "a", "audio": "a.wav", "duration": 1, "x": [-1e999]}', "a number in extra beyond"),
         ('{"id": "a", "audio": "a.wav", "duration": 1' + "0" * 400 + "}", "not a number"),
         ('{"id": "a", "id": "b", "audio": "a.wav", "duration": 1}', "key 'id' stands twice"),
         ('{"id": "a\\ud800", "audio": "a.wav", "duration": 1}', "surrogate"),
