@@ -15,6 +15,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from w2vtool.errors import ConfigError, UserError
 
+MOST_KERNELS = 16_384
+KERNEL_BYTES = 320_000  # 24 MB for the 77 kernels of one shape of a small network in bf16
+
 
 class PeerLost(UserError):
     """Another process of the run has died, so that this one cannot go on either."""
@@ -36,14 +39,24 @@ def choose(name: str) -> torch.device:
     except RuntimeError as exc:
         raise ConfigError(f"unknown device {name!r}", hint="auto, cpu or cuda") from exc
     if device.type == "cpu":
-        # oneDNN prepares kernels per shape and keeps 1024 of them; the bins of a plan have more,
-        # and preparing them anew took half of a small model's step. Read at the first kernel.
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_kernels_kept()))
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"unknown device {name!r}", hint="auto, cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {name} was asked for, and is not there", hint="device=cpu")
     return device
+
+
+def _kernels_kept() -> int:
+    """How many kernels oneDNN may keep in this process, which it reads at its first kernel.
+
+    Why more than its 1,024: it prepares dozens for each shape, the bins of a plan have up to 200
+    shapes, and preparing them anew took half of a small model's step. Why a quarter of the memory
+    at most: where all bins have been met, these kernels can be most of what a process holds.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    share = memory // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(MOST_KERNELS, share // KERNEL_BYTES)
 
 
 def inference_precision(

@@ -79,12 +79,15 @@ class PretrainModel(nn.Module):
         index_BM = mask_BT.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :masked]
         row_B1 = torch.arange(batch, device=index_BM.device)[:, None]
         target_MC = self.feature_dropout(frames.x_BTC)[row_B1, index_BM].flatten(0, 1)
-        quantized = self.quantizer(target_MC, temperature, noise_MGE)
-        q_BMD = self.project_targets(quantized.q_MD).view(batch, masked, -1)
-        c_BMD = self.project_context(context.x_BTD[row_B1, index_BM])
-        logits_BMN = contrastive_logits(
-            c_BMD, q_BMD, quantized.codes_M.view(batch, -1), negative_BMN, logit_temperature
-        )
+        context_BMD = context.x_BTD[row_B1, index_BM]
+        # float32 on CPUs also under bf16: how many frames are masked changes with every batch, and
+        # oneDNN would prepare, and keep, bf16 kernels for each number
+        with torch.autocast("cpu", enabled=False):
+            quantized = self.quantizer(target_MC.float(), temperature, noise_MGE)
+            q_BMD = self.project_targets(quantized.q_MD).view(batch, masked, -1)
+            c_BMD = self.project_context(context_BMD.float())
+            codes_BM = quantized.codes_M.view(batch, -1)
+            logits_BMN = contrastive_logits(c_BMD, q_BMD, codes_BM, negative_BMN, logit_temperature)
         return PretrainOutput(
             logits_BMN, frames.conv_BTC, quantized.code_perplexity, quantized.prob_perplexity
         )
