@@ -249,11 +249,12 @@ class Engine:
 
     def _pairs(self, frame: _Frame, need: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Slots and tokens above what each slot needs, and the log-probabilities."""
+        tokens = len(self.space.tokens)
         rows = true(at(frame.most, frame.begin) > need)
-        tokens = torch.arange(len(self.space.tokens), device=self.device)
-        e = at(frame.tried, (at(frame.begin, rows)[:, None] + tokens).view(-1))
-        good = true(e > at(need, rows).repeat_interleave(len(tokens)))
-        return at(rows, good // len(tokens)), good % len(tokens), at(e, good)
+        tried = frame.e.view(-1, self._width)[:, tokens + 1 : 2 * tokens + 1]
+        e = at(tried, at(frame.begin, rows) // self._width)
+        row, token = torch.nonzero(e > at(need, rows)[:, None], as_tuple=True)
+        return at(rows, row), token, at(e.view(-1), row * tokens + token)
 
     def _child(self, node: Tensor, token: Tensor) -> Tensor:
         return child(self._map, node, token, len(self.space.tokens))
