@@ -18,6 +18,8 @@ from typer.core import TyperCommand
 from w2vtool import registry
 from w2vtool.errors import ConfigError, PluginError, UserError
 
+_INTERNAL = {"best_steps", "bins", "due", "guards", "quarantine", "window"}  # --json has them
+
 
 class LightCommand(TyperCommand):
     """A command whose options are all true or false, so that Typer reads them without pydantic."""
@@ -193,7 +195,15 @@ def info(
 
         sys.stdout.write(json.dumps(jsonable(found), ensure_ascii=False) + "\n")
     else:
-        Console().table(str(path), ("what", "value"), list(_flat(found)))
+        state = {key: value for key, value in found["state"].items() if key not in _INTERNAL}
+        Console().table(str(path), ("what", "value"), _flat({**found, "state": state}))
+
+
+def _shown(value: object) -> str:
+    """A fact for people: ``2,025,472``, ``6.40487``."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+    return str(value)
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -207,9 +217,9 @@ def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
                 short = {k: v for k, v in item.items() if not isinstance(v, dict | list)}
                 long = {k: v for k, v in item.items() if isinstance(v, dict | list) and v}
                 long.pop("settings", None)  # another toolkit's options fill pages: --json has them
-                words = ", ".join(f"{k} {v}" for k, v in short.items())
+                words = ", ".join(f"{k} {_shown(v)}" for k, v in short.items())
                 rows.append((f"{prefix}{key}.{number}", words))
                 rows += _flat(long, f"{prefix}{key}.{number}.")
         else:
-            rows.append((f"{prefix}{key}", str(value)))
+            rows.append((f"{prefix}{key}", _shown(value)))
     return rows

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from w2vtool import kinds
 from w2vtool.errors import DataError, shortened
 from w2vtool.formats.rows import moved
 from w2vtool.layouts import table
@@ -135,8 +136,8 @@ def build_manifest(
     was rejected, with ``strict_rate`` when audio is not at 16 kHz: then no manifest is written.
     """
     out = Path(out)
-    if out.suffix != ".jsonl" or out.is_dir():
-        raise DataError("a manifest must be a .jsonl file", where=str(out))  # never a transcript
+    if problem := kinds.no_manifest(out):
+        raise DataError(problem, where=str(out))  # never a transcript
     found = collect(roots, layout)
     _try_writing(out)
     odd = OddityReport()

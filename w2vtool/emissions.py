@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from w2vtool import corpora, manifest
-from w2vtool.audio import SAMPLE_RATE, AudioError
+from w2vtool.audio import EXTENSIONS, SAMPLE_RATE, AudioError
 from w2vtool.device import autocast
 from w2vtool.errors import ConfigError, DataError
 from w2vtool.manifest import Built, Manifest, Rejected, Utterance
 from w2vtool.model.encoder import Wav2Vec2, normalize
 from w2vtool.model.heads import CtcModel
-from w2vtool.parts import PART_ROWS
+from w2vtool.parts import PART_ROWS, Line
 from w2vtool.rates import refuse_others
 from w2vtool.rejects import Reject
 from w2vtool.schema import DataConfig, TextConfig
@@ -45,10 +45,11 @@ class Jobs(Sequence[Job]):
     """Rows of manifests, one after the other, each read when it is asked for; so are slices.
 
     With each row comes its manifest without the others, to be sent to other processes.
+    ``rejected`` are audio files that were named and are no rows, for ``rejects.conclude``.
     """
 
-    def __init__(self, manifests: Sequence[Manifest]) -> None:
-        self.manifests = manifests
+    def __init__(self, manifests: Sequence[Manifest], rejected: Sequence[Line] = ()) -> None:
+        self.manifests, self.rejected = manifests, rejected
         self.alone = [Manifest(m.path.absolute(), [], m.sha256) for m in manifests]
         self.ends = list(accumulate(len(m.rows) for m in manifests))
         self.numbers = range(self.ends[-1] if manifests else 0)
@@ -94,13 +95,15 @@ def open_inputs(
     *,
     jobs: int = 0,
     strict_rate: bool = False,
+    strict: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> Jobs:
     """Rows of audio files, folders, transcripts (``.tsv``) and manifests, in the order given.
 
     What is said once goes through ``say``: files of a folder that cannot be used and are left out,
     other sample rates, stereo. Raises DataError for every input without a usable file, and with
-    ``strict_rate`` for audio that is not at 16 kHz.
+    ``strict_rate`` for audio that is not at 16 kHz. Without ``strict``, audio files that are there
+    and cannot be decoded are rejected, if anything else is left.
     """
     inputs = list(dict.fromkeys(paths))
     opened = {path: manifest.read(path) for path in inputs if path.suffix == ".jsonl"}
@@ -117,7 +120,10 @@ def open_inputs(
         files = {str(item.path) for item in scan.candidates}
         rejected = [item for item in built.rejected if item.path in files]
         left_out[path] = [*scan.problems, *rejected]
-    _refuse([left_out[path] for path in scans if not opened[path].rows])
+    useless = [path for path in scans if not opened[path].rows]
+    bad = [path for path in useless if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    if strict or len(bad) < len(useless) or len(bad) == len(inputs):
+        _refuse([left_out[path] for path in useless])
     for item in (item for found in left_out.values() for item in found):
         say(f"left out: {item.path}: {item.detail} ({item.reason})")
     if strict_rate:
@@ -125,7 +131,8 @@ def open_inputs(
     listed.resampled.update(built.resampled)
     for text in remarks(replace(built, resampled=listed.resampled)):
         say(text)
-    return Jobs([opened[path] for path in inputs])
+    lost = [{"id": scans[path].candidates[0].id, **left_out[path][0]._asdict()} for path in bad]
+    return Jobs([opened[path] for path in inputs], lost)
 
 
 def open_rows(
@@ -135,14 +142,16 @@ def open_rows(
     text: TextConfig,
     *,
     jobs: int = 1,
+    strict: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> Jobs:
     """The rows of the inputs; without any, of the recipe's split. Raises ConfigError for neither.
 
-    DataError as ``open_inputs``.
+    ``strict``, and DataError, as ``open_inputs``.
     """
     if inputs:
-        return open_inputs(inputs, jobs=max(2, jobs), strict_rate=data.strict_rate, say=say)
+        options = {"strict_rate": data.strict_rate, "strict": strict}
+        return open_inputs(inputs, jobs=max(2, jobs), **options, say=say)
     if not getattr(data, split):
         raise ConfigError(
             "nothing to transcribe", hint="name audio files, folders or manifests (.jsonl)"

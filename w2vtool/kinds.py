@@ -36,3 +36,10 @@ def problem(path: Path, what: str) -> str:
     if name := kind(found.st_mode):
         return f"is {name}, not a {what}"
     return "" if found.st_size else f"not a {what}: the file is empty"
+
+
+def no_manifest(out: Path) -> str:
+    """Why no manifest can be written under a name; empty if it may be."""
+    if out.is_dir():
+        return "is a folder, and a manifest is a file"
+    return "" if out.suffix == ".jsonl" else "a manifest must be a .jsonl file"

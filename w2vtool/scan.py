@@ -20,6 +20,8 @@ from w2vtool.errors import DataError, shortened
 from w2vtool.rows import Utterance, parse, parse_hashed
 
 _BOM = b"\xef\xbb\xbf"
+_NO_ROW = ("not JSON", "not a JSON", "not UTF-8")  # how the problem of such a line begins
+_NEEDED = "a manifest is needed: w2vtool manifest FOLDER-OR-TABLE --out data.jsonl"
 _ROWS_PER_REPORT = 1 << 16
 
 Problem = tuple[int, str]  # line number (0: none in particular), and what is wrong
@@ -62,7 +64,8 @@ def lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
                     yield number, start + len(line) - len(content), content
                 start += len(line)
     except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=str(path)) from error
+        what, hint = f"cannot be read ({error.strerror})", _NEEDED if path.is_dir() else ""
+        raise DataError(what, where=str(path), hint=hint) from error
 
 
 def checked(path: Path, on_progress: OnProgress | None = None) -> Iterator[Found]:
@@ -86,6 +89,10 @@ def checked(path: Path, on_progress: OnProgress | None = None) -> Iterator[Found
             on_progress(start, size)
         if not problems:
             yield Found(row, start, part)
+    strange = all(what.startswith(_NO_ROW) for _, what in problems)
+    if problems and strange and not rows and path.suffix != ".jsonl":
+        what = "is not a manifest: no line is a JSON object"
+        raise DataError(what, where=str(path), hint=_NEEDED)
     if twice := ids.twice():
         problems += _repeated(path, twice)
     raise_problems(path, sorted(problems, key=lambda problem: problem[0]))

@@ -271,7 +271,8 @@ def _check_files(config: SearchConfig) -> None:
     problems = [
         (flag, path, problem)
         for flag, path, what in given
-        if path is not None and (problem := kinds.problem(path, what))
+        if path is not None
+        and (problem := kinds.problem(lm.located(path), what) or _mistaken(path, what))
     ]
     if len(problems) == 1:
         [(flag, path, problem)] = problems
@@ -279,6 +280,18 @@ def _check_files(config: SearchConfig) -> None:
     if problems:
         shown = [f"{flag} {path}: {problem}" for flag, path, problem in problems]
         raise DataError("\n  ".join(["files that cannot be used", *shown]))
+
+
+def _mistaken(path: Path, what: str) -> str:
+    """Why a file is rather one for another flag; empty if it may be ``what``."""
+    from w2vtool.decoder import lm
+
+    kind = lm.kind(path)
+    if kind == "language model" != what:
+        return f"is a language model, not a {what}: give it as --lm"
+    if kind == "lexicon" and what == "language model":
+        return "is a lexicon, not a language model: give it as --lexicon"
+    return ""
 
 
 def slow_engine(config: SearchConfig, device: str) -> str:

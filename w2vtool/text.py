@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +26,7 @@ from w2vtool.errors import SHOWN_PROBLEMS, DataError, shortened
 
 WORD_END = "|"
 LONGEST_LINE = 1 << 20  # bytes; a transcript that long is a file without line ends
+_HEAD_BYTES = 4096  # that tell what a file is
 MOST_MARKS = 30  # accents on one letter
 
 _APOSTROPHES = str.maketrans({"\u2019": "'", "\u02bc": "'", "\uff07": "'"})
@@ -264,33 +265,41 @@ class Fault(NamedTuple):
     hint: str = ""
 
 
-def scan_lines(path: str | Path) -> Iterator[tuple[int, str] | Fault]:
+def scan_lines(
+    path: str | Path, opener: Callable[..., Any] = open, longest: int = LONGEST_LINE
+) -> Iterator[tuple[int, str] | Fault]:
     r"""Lines of a UTF-8 file with their numbers, from 1, or what is wrong with them.
 
     A byte order mark and ``\r`` before a line's end are taken away; lines end with ``\n`` alone.
-    Faults: bytes that are not UTF-8, NUL, lines of more than 1 MiB; UTF-16, UTF-32 and gzip files
-    are one fault. Memory is bounded by one line. DataError when the file cannot be read.
+    Faults: bytes that are not UTF-8, NUL, lines of more than ``longest`` bytes; UTF-16, UTF-32,
+    gzip and binary files are one fault. Memory is bounded by one line. DataError when it cannot be
+    read.
+    ``opener`` is for packed files: ``gzip.open``; what else it raises for damage comes through.
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            start = file.read(4)
+        with opener(path, "rb") as file:
+            start = file.peek(_HEAD_BYTES)[:_HEAD_BYTES]  # a pipe cannot go back
             kind = next((name for mark, name in _MARKS if start.startswith(mark)), "")
             if kind:
                 yield _foreign(kind)
                 return
-            file.seek(3 if start.startswith(b"\xef\xbb\xbf") else 0)
+            if b"\0\0" in start:
+                yield Fault(1, 1, "is a binary file, not text")
+                return
+            file.read(3 if start.startswith(b"\xef\xbb\xbf") else 0)
             number = 0
-            while raw := file.readline(LONGEST_LINE + 2):
+            while raw := file.readline(longest + 2):
                 number += 1
-                if len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
-                    yield _endless(number)
+                if len(raw) > longest and not raw.endswith(b"\n"):
+                    yield _endless(number, longest)
                     while raw and not raw.endswith(b"\n"):  # the rest of it, part by part
-                        raw = file.readline(LONGEST_LINE)
+                        raw = file.readline(longest)
                     continue
                 yield _decoded(number, raw.removesuffix(b"\n").removesuffix(b"\r"))
     except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=str(path)) from error
+        what = f"cannot be read ({error.strerror or error})"
+        raise DataError(what, where=str(path)) from error
 
 
 def _foreign(kind: str) -> Fault:
@@ -300,8 +309,8 @@ def _foreign(kind: str) -> Fault:
     return Fault(1, 1, f"is {kind}, not UTF-8 (by its byte order mark)", hint)
 
 
-def _endless(number: int) -> Fault:
-    what = f"a line of more than {LONGEST_LINE:,} bytes"
+def _endless(number: int, longest: int) -> Fault:
+    what = f"a line of more than {longest:,} bytes"
     return Fault(number, 1, what, "one utterance a line")
 
 
@@ -323,13 +332,15 @@ def _decoded(number: int, raw: bytes) -> tuple[int, str] | Fault:
     return number, text
 
 
-def stream_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+def stream_lines(
+    path: str | Path, opener: Callable[..., Any] = open, longest: int = LONGEST_LINE
+) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file with their numbers, however long it is; see ``scan_lines``.
 
     Raises one DataError at the end that lists every fault as ``file:line:column`` (the first 20).
     """
     faults: list[Fault] = []
-    for item in scan_lines(path):
+    for item in scan_lines(path, opener, longest):
         if isinstance(item, Fault):
             faults.append(item)
         else:

@@ -95,7 +95,7 @@ class Found:
             rate = f"{100 * found.rate:.2f} %"
             table.append([name, rate, found.errors, found.reference, *found[:3]])
         columns = ["", "rate", "errors", "of", "substituted", "deleted", "inserted"]
-        run.table(f"{search}: {self.known} utterances, {self.hyp}", columns, table)
+        run.table(f"{search}: {self.known} utterances", columns, table)
         return summary
 
 

@@ -353,7 +353,7 @@ def arpa(w2v: Callable[..., Any], tmp_path: Path) -> Callable[[str], Path]:
     return make
 
 
-@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x89PNG\r\n", b"mmap lm nonsense" * 9])
+@pytest.mark.parametrize("content", [b"", b"hello you\n", b"\x89PNG\r\n", b"mmap lm nonsense" * 9])
 def test_a_language_model_that_is_none(
     decode: Callable[..., str], tmp_path: Path, content: bytes
 ) -> None:

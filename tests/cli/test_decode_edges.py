@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import tracemalloc
@@ -36,11 +37,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "empty.txt": "",
         "blank.txt": "\n \n",
         "empty.arpa": "",
+        "text.txt": "ONE TWO\nTWO\n",
+        "lm.arpa": "made by hand\n\\data\\\nngram 1=3\n",
+        "lm.bin": "mmap lm http://kheafield.com/code",
     }.items():
         Path(name).write_text(text)
     os.mkfifo("pipe")
     os.mkfifo("pipe.wav")
-    Path("folder").mkdir()
+    for folder in ("folder", "lm"):
+        Path(folder).mkdir()
+    for name in ("lm.arpa.gz", "lm/lm.arpa.gz"):
+        Path(name).write_bytes(gzip.compress(Path("lm.arpa").read_bytes()))
 
 
 # -- files of the search ---------------------------------------------------------------------------
@@ -51,7 +58,13 @@ UNFIT = {
     "an empty model": (("--lm", "empty.arpa"), "not a language model: the file is empty"),
     "a pipe for a model": (("--lm", "pipe"), "is a pipe, not a language model"),
     "a folder without a model": (("--lm", "folder"), "a folder without a model"),
-    "no model at all": (("--lm", "words.txt"), "not a language model: begins with"),
+    "no model at all": (("--lm", "text.txt"), "not a language model: begins with b'ONE TWO"),
+    "a lexicon for a model": (("--lm", "words.txt"), "words.txt: is a lexicon, not a language mod"),
+    "a model for a lexicon": (("--lexicon", "lm.arpa"), "is a language model, not a lexicon: give"),
+    "a packed one": (("--lexicon", "lm.arpa.gz"), "is a language model, not a lexicon: give it as"),
+    "a KenLM binary": (("--lexicon", "lm.bin"), "is a language model, not a lexicon: give it as"),
+    "the folder of one": (("--lexicon", "lm"), "lm: is a language model, not a lexicon: give it"),
+    "a model for hotwords": ((*OPEN, "--hotwords", "./lm"), "a language model, not a file of hot"),
     "no lexicon": (("--lexicon", "gone.txt"), "gone.txt: no such lexicon"),
     "an empty lexicon": (("--lexicon", "empty.txt"), "not a lexicon: the file is empty"),
     "a blank lexicon": (("--lexicon", "blank.txt"), "the lexicon has no words"),

@@ -125,7 +125,7 @@ def test_an_engine_that_was_not_asked_for_is_said(
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("numba")
-    assert "engine" not in decode("--lexicon", lexicon, "--device", "cpu").err
+    assert "torch engine" not in decode("--lexicon", lexicon, "--device", "cpu").err
     (tmp_path / "lm.bin").write_bytes(b"mmap lm http://kheafield.com/code format version 5\n")
     binary = decode("--lm", "lm.bin", "--device", "cpu")
     assert "a KenLM binary: the torch engine searches" in binary.err

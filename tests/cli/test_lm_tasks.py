@@ -103,6 +103,18 @@ def test_a_text_in_another_case_is_named(w2v: W2v) -> None:
     assert json.loads(done.out)["unknown"] == 0
 
 
+def test_a_model_of_tokens_is_told_and_scores_text_in_its_tokens(w2v: W2v) -> None:
+    Path("letters.txt").write_text("\n".join(["-", "|", *sorted({*TEXT} - set(" \n"))]) + "\n")
+    words = ("text.txt", "--tokens", "letters.txt")
+    assert w2v("lm", "train", *words, "--order", "3", "--out", "lm").code == 0
+    alone = w2v("lm", "perplexity", "--lm", "lm", "text.txt").err
+    assert "is one of tokens" in alone and "see --tokens" in alone and "--case" not in alone
+    done = w2v("lm", "perplexity", "--lm", "lm", *words, "--json")
+    summary = json.loads(done.out)
+    assert summary["unknown"] == 0
+    assert summary["words"] == len("|".join(TEXT.split()) + "|")
+
+
 def test_an_empty_text_has_no_perplexity(w2v: W2v) -> None:
     w2v("lm", "train", "text.txt", "--order", "2", "--out", "lm")
     Path("held.txt").write_text("\n\n")

@@ -125,6 +125,7 @@ def test_a_manifest_that_cannot_be_written_is_told_before_the_work(corpus: Path)
         (["bad", "--out", "x.jsonl"], 3, "all 1 rejected"),
         (["none", "--out", "x.jsonl"], 3, "no such file or folder"),
         (["bad", "--out", "x.txt"], 3, "must be a .jsonl file"),
+        (["bad", "--out", "f.jsonl"], 3, "f.jsonl: is a folder, and a manifest is a file"),
         (["bad", "--out", "x.jsonl", "--corpus", "kaldi"], 2, "kaldi"),
         (["bad"], 2, "out"),
     ],
@@ -134,6 +135,7 @@ def test_what_cannot_be_done_has_an_exit_code_and_no_traceback(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
+    (tmp_path / "f.jsonl").mkdir()
     (tmp_path / "bad" / "a.wav").write_text("text")
     done = w2vtool(tmp_path, *words)
     assert done.returncode == code

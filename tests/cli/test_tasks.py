@@ -145,6 +145,12 @@ def test_without_references_the_texts_are_printed(w2v: W2v, tiny_ctc: Path, tmp_
     [run] = Path("runs/decode").iterdir()
     assert [line["id"] for line in lines(run / "hyp.jsonl")] == ["m-1", "m-0"]
     assert "reference" not in lines(run / "hyp.jsonl")[0]
+    assert done.err.endswith(f"wrote {run.absolute() / 'hyp.jsonl'}\n")
+
+
+def test_where_the_times_are_is_said_too(decode: Callable[..., Any]) -> None:
+    done = decode("--times", "--run-dir", "r")
+    assert f"wrote {Path('r/hyp.jsonl').absolute()} and " in done.err and "r/hyp.ctm\n" in done.err
 
 
 def test_the_size_of_batches_does_not_change_transcripts(

@@ -7,10 +7,12 @@ import gzip
 import itertools
 import lzma
 import math
+import os
 import tracemalloc
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -304,9 +306,12 @@ def test_files_are_read_in_order_packed_or_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"A\nB\xe9 C\n", r"t\.txt:2: byte 0xe9 at position 2 is not UTF-8"),
+        (b"A\nB\xe9 C\n", r"t\.txt:2:2: byte 0xE9 is not UTF-8; in Windows-1252 it would be 'é'"),
         (b"A\n\nB </s> C\n", r"t\.txt:3: the word '</s>' in the text"),
-        (b"A\nB\0C\n", r"t\.txt:2: a NUL character"),
+        (b"A\nB\0C\n", r"t\.txt:2:2: a NUL character"),
+        (b"A\xe9\nB\nC\xe9\n", "2 lines cannot be read"),
+        (b"mmap lm http://kheafield.com\n\0\0\0\x80\xbf", r"t\.txt:1:1: is a binary file, not tex"),
+        ("A\n".encode("utf-16"), r"t\.txt:1:1: is UTF-16"),
     ],
 )
 def test_bad_lines_are_named_by_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -315,8 +320,22 @@ def test_bad_lines_are_named_by_file_and_line(tmp_path: Path, content: bytes, me
         list(read_lines([tmp_path / "t.txt"]))
 
 
+def test_a_corpus_may_be_one_line(tmp_path: Path) -> None:
+    line = "A B " * (1 << 19)  # longer than transcripts may be
+    (tmp_path / "t.txt").write_text(line)
+    assert list(read_lines([tmp_path / "t.txt"])) == [line]
+
+
+def test_text_may_come_through_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = Thread(target=lambda: (tmp_path / "pipe").write_bytes("\ufeffA B\nC\n".encode()))
+    writer.start()
+    assert list(read_lines([tmp_path / "pipe"])) == ["A B", "C"]
+    writer.join()
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.txt: no such text file"):
+    with pytest.raises(DataError, match=r"none\.txt: cannot be read \(No such file"):
         list(read_lines([tmp_path / "none.txt"]))
     with pytest.raises(DataError, match="cannot be read"):
         list(read_lines([tmp_path]))
@@ -334,7 +353,7 @@ def test_damaged_packed_files_are_named(tmp_path: Path, name: str, damage: str) 
     }
     path = tmp_path / f"t{name}"
     path.write_bytes(kinds[damage])
-    with pytest.raises(DataError, match=rf"t\{name}: cannot be read: ."):
+    with pytest.raises(DataError, match=rf"t\{name}: cannot be read \(."):
         train(read_lines([path]), 2)
 
 

@@ -120,6 +120,17 @@ def test_an_empty_or_missing_manifest_is_an_error(tmp_path: Path) -> None:
     assert "cannot be read" in problem(tmp_path).what
 
 
+@pytest.mark.parametrize("text", [b"a.wav\tONE\nb.wav\tTWO\n", b"[1]\n", b"\xff\n"])
+def test_what_is_no_manifest_at_all_is_told_in_one_line(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "t.tsv").write_bytes(text)
+    (tmp_path / "folder").mkdir()
+    assert problem(tmp_path / "t.tsv").what == "is not a manifest: no line is a JSON object"
+    for name in ("t.tsv", "folder"):
+        assert "w2vtool manifest" in problem(tmp_path / name).hint
+    (tmp_path / "t.json").write_bytes(text + b'{"id": 1}\n')
+    assert "bad rows" in problem(tmp_path / "t.json").what
+
+
 def test_line_ends_and_byte_order_marks_of_windows_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "w.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(ROW).encode() + b"\r\n")

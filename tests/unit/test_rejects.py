@@ -139,6 +139,41 @@ def test_when_no_row_can_be_used_nothing_is_begun(
     assert not (tmp_path / "out/index.jsonl").exists()
 
 
+@pytest.mark.parametrize("task", HEAD)
+def test_a_bad_file_that_was_named_costs_itself(
+    data: Path, tmp_path: Path, tiny_ctc: Path, w2v: Callable[..., Any], task: str
+) -> None:
+    bad, good, out = tmp_path / "audio/bad.wav", tmp_path / "audio/data-0.wav", tmp_path / "out"
+    bad.write_bytes(b"RIFF")
+    words = command(task, out, tiny_ctc, bad, good)
+    done = w2v(*words, "--strict")
+    assert done.code == 3 and not (out / HEAD[task]).exists()
+    done = w2v(*words)
+    before, _, after = done.err.partition("error: ")
+    assert done.code == 3 and f"{bad}: is not audio" in before
+    assert after.startswith(f"1 of 2 rejected\n  bad: {bad}: is not audio")
+    assert [line["id"] for line in lines(out / HEAD[task])] == ["data-0"]
+    assert [line["reason"] for line in lines(out / "rejected.jsonl")] == ["not-audio"]
+    bad.write_bytes(good.read_bytes())
+    assert w2v(*words).code == 0
+    assert [line["id"] for line in lines(out / HEAD[task])] == ["bad", "data-0"]
+    assert not (out / "rejected.jsonl").exists()
+
+
+@pytest.mark.parametrize("wrong", ["gone.wav", "notes.txt", "folder"])
+def test_what_is_no_audio_file_by_its_name_stops_at_once(
+    data: Path, tmp_path: Path, tiny_ctc: Path, w2v: Callable[..., Any], wrong: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "folder").mkdir()
+    done = w2v(
+        *command("decode", tmp_path / "out", tiny_ctc, tmp_path / "audio/data-0.wav"),
+        tmp_path / wrong,
+    )
+    assert done.code == 3 and wrong in done.err
+    assert not (tmp_path / "out/hyp.jsonl").exists()
+
+
 # -- rows are read when they are needed -----------------------------------------------------------
 
 

@@ -514,7 +514,7 @@ def test_the_command_packs_and_indexes(
         (["--size", "0MB"], "size is '0MB'"),
         (["--rounded"], "encode=flac"),
         (["other.jsonl"], "2 inputs"),
-        (["--index"], "does not end in .jsonl"),
+        (["--index"], "must be a .jsonl file"),
     ],
 )
 def test_odd_requests_are_said_to_be_odd(

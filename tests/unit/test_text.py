@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -270,6 +271,13 @@ def test_what_is_wrong_with_a_file_of_text_is_said_to_the_column(
     assert what in places[0].what
     assert f"{path}:{line}:{column}" in str(caught.value)
     assert hint in (caught.value.hint or "")
+
+
+def test_a_binary_file_is_not_to_be_converted(tmp_path: Path) -> None:
+    np.savez(tmp_path / "lm.npz", np.arange(3))
+    with pytest.raises(DataError, match=r"lm\.npz:1:1: is a binary file, not text") as caught:
+        read_lines(tmp_path / "lm.npz")
+    assert not caught.value.hint
 
 
 def test_every_fault_is_named_and_the_good_lines_are_still_there(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import os
 import re
 import zlib
 from pathlib import Path
+from typing import Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -31,8 +32,9 @@ log = logging.getLogger(__name__)
 TENSORS, ARPA, WORDS = "lm.npz", "lm.arpa.gz", "words.txt"  # in the folder of a model
 _IN_FOLDER = (TENSORS, ARPA, "lm.arpa")  # what is there first is taken
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
-_HINT = "give an ARPA file (.arpa, .arpa.gz) or a KenLM binary, as made by: w2vtool lm train"
+_HINT = "give a folder of w2vtool lm train, an ARPA file (.arpa, .arpa.gz) or a KenLM binary"
 _DATA = re.compile(rb"(?:^|\n|\xef\xbb\xbf)[ \t]*(\\data\\)[ \t\r]*(?:\n|$)")
+_HEAD_BYTES = 4096  # that tell what a file is
 _HEADER_BYTES = 1 << 16  # where it must come; any text may stand before it
 _CACHED_BYTES = 4 << 20  # a smaller file is read as fast as the cache
 
@@ -71,6 +73,30 @@ def is_binary(path: Path) -> bool:
         return False
 
 
+def kind(path: Path) -> Literal["language model", "lexicon", ""]:
+    """What a file or folder is by its first bytes; empty where that is neither, or not to be told.
+
+    A lexicon has one word, or a word and a tab, in each line.
+    """
+    path = located(path)
+    try:
+        head, _ = _head(path)
+        if head.startswith(_GZIP):
+            with gzip.open(path) as file:
+                head = file.read(_HEAD_BYTES)
+    except (DataError, OSError, EOFError, zlib.error):
+        return ""
+    packed = head.startswith(_ZIP) and path.suffix == ".npz"
+    if packed or head.startswith(kenlm_binary.MAGIC) or _DATA.search(head):
+        return "language model"
+    whole = head if len(head) < _HEAD_BYTES else head[: head.rfind(b"\n") + 1]
+    try:
+        lines = [line for line in whole.decode("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        return ""
+    return "lexicon" if lines and all("\t" in x or len(x.split()) == 1 for x in lines) else ""
+
+
 def located(path: Path) -> Path:
     """The file of a model: of a folder, the one in it; the folder itself if there is none."""
     if not path.is_dir():
@@ -81,7 +107,7 @@ def located(path: Path) -> Path:
 def _head(path: Path) -> tuple[bytes, int]:
     try:
         with path.open("rb") as file:
-            return file.read(4096), os.fstat(file.fileno()).st_size
+            return file.read(_HEAD_BYTES), os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise DataError("no such language model", where=str(path), hint=_HINT) from None
     except OSError as error:

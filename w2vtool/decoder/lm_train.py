@@ -33,12 +33,14 @@ import numpy as np
 
 from w2vtool.decoder.ngram import OrderTable
 from w2vtool.errors import ConfigError, DataError
+from w2vtool.text import stream_lines
 
 OPENERS: dict[str, Callable[..., Any]] = {  # of packed text, by the end of the name
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
 }
+LONGEST_LINE = 1 << 30  # bytes; there are corpora of one line
 SPECIAL = ("<unk>", "<s>", "</s>")
 UNK, BEGIN, END = range(3)
 PART = 1 << 18  # n-grams worked on at once
@@ -103,18 +105,16 @@ class _Counts(NamedTuple):
 def read_lines(paths: Iterable[str | Path]) -> Iterator[str]:
     """Lines of UTF-8 text files (``.gz``, ``.bz2``, ``.xz`` too), in order, without their ends.
 
-    Raises DataError with ``file:line`` for bytes that are not UTF-8, for NUL characters and for
-    words that the model itself uses, like ``<s>``.
+    Raises DataError for what ``text.scan_lines`` refuses, and for words that the model itself uses,
+    like ``<s>``.
     """
     for path in map(Path, paths):
         try:
-            with OPENERS.get(path.suffix, open)(path, "rb") as file:
-                for number, raw in enumerate(file, start=1):
-                    yield _decoded(raw.rstrip(b"\r\n"), f"{path}:{number}")
-        except FileNotFoundError:
-            raise DataError("no such text file", where=str(path)) from None
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise DataError(f"cannot be read: {error}", where=str(path)) from None
+            for number, line in stream_lines(path, OPENERS.get(path.suffix, open), LONGEST_LINE):
+                _check(line, f"{path}:{number}")
+                yield line
+        except (EOFError, zlib.error, lzma.LZMAError) as error:
+            raise DataError(f"cannot be read ({error})", where=str(path)) from None
 
 
 def train(
@@ -192,19 +192,6 @@ def fallback_note(n: int, why: str) -> str:
     """What to tell a person who gets discounts that are no estimate."""
     used = ", ".join(f"{value:g}" for value in FALLBACK)
     return f"discounts of {n}-grams set to {used}: {why} (a small or repetitive text)"
-
-
-def _decoded(raw: bytes, where: str) -> str:
-    try:
-        line = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"byte 0x{raw[error.start]:02x} at position {error.start + 1} is not UTF-8",
-            where=where,
-            hint="convert the text, e.g. iconv -f latin1 -t utf-8",
-        ) from None
-    _check(line, where)
-    return line
 
 
 def _check(line: str, where: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from w2vtool import manifest
+from w2vtool import kinds, manifest
 from w2vtool.audio import Info
 from w2vtool.errors import ConfigError
 from w2vtool.formats.rows import OURS, Carrier, Options, Rows, refuse_old, relative, with_rate
@@ -28,8 +28,8 @@ def read(path: Path, options: Options) -> Iterator[Utterance]:
 
 def write(path: Path, rows: Rows, options: Options, *, force: bool = False) -> Carrier:
     """Write a manifest."""
-    if path.suffix != ".jsonl" or path.is_dir():
-        raise ConfigError("a manifest must be a .jsonl file", where=str(path))
+    if problem := kinds.no_manifest(path):
+        raise ConfigError(problem, where=str(path))
     carrier = Carrier("manifest", path, HOLDS)
     folder = path.absolute().parent
     refuse_old(folder, [path.name], force=force)

@@ -231,7 +231,13 @@ def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
     alone = config.jobs == 1 and config.engine == "local"
     decoder = open_decoder(config, loaded, config.device if alone else "cpu", run.say)
     rows = emissions.open_rows(
-        config.inputs, config.split, config.data, config.text, jobs=config.jobs, say=run.say
+        config.inputs,
+        config.split,
+        config.data,
+        config.text,
+        jobs=config.jobs,
+        strict=config.strict,
+        say=run.say,
     )
     if config.stream and model.wav2vec2.architecture.extractor_norm == "group":
         run.say(
@@ -265,7 +271,8 @@ def decode(config: DecodeConfig, run: Run) -> dict[str, Any]:
         "search": search,
         **found.report(search, run),
     }
-    return rejects.conclude(run.folder, found.rejected, summary, run)
+    run.say(f"wrote {' and '.join(str(path) for path in (found.hyp, found.ctm) if path)}")
+    return rejects.conclude(run.folder, [*rows.rejected, *found.rejected], summary, run)
 
 
 def work(

@@ -105,7 +105,11 @@ def extract(config: ExtractConfig, run: Run) -> dict[str, Any]:
     loaded = checkpoint.load(config.checkpoint)
     names = layer_names(config.layers, loaded.spec.architecture.layers)
     rows = emissions.open_inputs(
-        config.inputs, jobs=max(2, config.jobs), strict_rate=config.strict_rate, say=run.say
+        config.inputs,
+        jobs=max(2, config.jobs),
+        strict_rate=config.strict_rate,
+        strict=config.strict,
+        say=run.say,
     )
     check_ids(rows)
     precision = inference_precision(config.precision, choose(config.device))
@@ -174,7 +178,7 @@ def _fill(
         "extracted": count - there,
         "audio_s": round(rows.seconds, 2),
     }
-    return rejects.conclude(config.out, rejected, summary, run)
+    return rejects.conclude(config.out, [*rows.rejected, *rejected], summary, run)
 
 
 def layer_names(text: str, blocks: int) -> list[str]:

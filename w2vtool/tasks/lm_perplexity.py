@@ -32,6 +32,9 @@ class LmPerplexityConfig(Config):
     case: Literal["upper", "lower", "keep"] = knob(
         "keep", "Case that the text is brought to; it must be the model's."
     )
+    tokens: Path | None = knob(
+        None, "For a model of tokens: what lm train --tokens was given; spells the text."
+    )
 
 
 class Counts(NamedTuple):
@@ -68,7 +71,7 @@ class Counts(NamedTuple):
 def lm_perplexity(config: LmPerplexityConfig, run: Run) -> dict[str, Any]:
     """Score every sentence."""
     from w2vtool.decoder.lm import open_lm
-    from w2vtool.lm_texts import sentences
+    from w2vtool.lm_texts import sentences, spelled
 
     model = open_lm(config.lm)
     strange: Counter[str] = Counter()
@@ -76,7 +79,8 @@ def lm_perplexity(config: LmPerplexityConfig, run: Run) -> dict[str, Any]:
     with run.progress(0, "scoring", "sentences") as bar:
         for path in config.text:
             counts, done = Counts(), sum(c.sentences for c in found.values())
-            for line in sentences([path], config.case):
+            lines = sentences([path], config.case)
+            for line in spelled(lines, config.tokens) if config.tokens else lines:
                 counts = counts.plus(score(model, line, strange))
                 if counts.sentences % LINES_A_TICK == 0:
                     bar.update(done + counts.sentences)
@@ -93,13 +97,23 @@ def lm_perplexity(config: LmPerplexityConfig, run: Run) -> dict[str, Any]:
         shown = ", ".join(f"{word} ({n})" for word, n in strange.most_common(SHOWN_WORDS))
         run.say(f"{len(strange):,} unknown words: {shown}{', …' * (len(strange) > SHOWN_WORDS)}")
     if total.unknown > total.words / 2:
-        run.say("most words are unknown: is the text in the case of the model? see --case")
+        run.say(f"most words are unknown: {advice(model, config)}")
     return {
         **total._asdict(),
         "perplexity": round(total.perplexity, 4),
         "perplexity_without_unknown": round(total.without_unknown, 4),
         "files": {name: round(counts.perplexity, 4) for name, counts in found.items()},
     }
+
+
+def advice(model: LanguageModel, config: LmPerplexityConfig) -> str:
+    """What may be wrong where a model knows little of a text."""
+    from w2vtool.text import WORD_END
+    from w2vtool.tokens import WORD_BEGIN
+
+    if config.tokens is None and (model.knows(WORD_END) or model.knows(WORD_BEGIN)):
+        return "the model is one of tokens (letters or pieces), not of words; see --tokens"
+    return "is the text in the case of the model? see --case"
 
 
 def cells(counts: Counts) -> tuple[str, ...]:
@@ -127,7 +141,7 @@ def score(model: LanguageModel, line: str, strange: Counter[str]) -> Counts:
 TASK = Task(
     LmPerplexityConfig,
     lm_perplexity,
-    flags={"--lm": "lm", "--case": "case"},
+    flags={"--lm": "lm", "--case": "case", "--tokens": "tokens"},
     inputs="text",
     example="w2vtool lm perplexity --lm runs/demo/lm/lm.arpa recipes/data/demo/lm.txt",
 )

@@ -144,11 +144,11 @@ def texts(config: FilterConfig) -> list[Condition]:
 
 def write(source: Manifest, kept: Any, config: FilterConfig) -> tuple[int, float]:
     """Write what is kept; gives rows and seconds."""
-    from w2vtool import manifest
+    from w2vtool import kinds, manifest
     from w2vtool.formats.rows import moved, refuse_old
 
-    if config.out.suffix != ".jsonl" or config.out.is_dir():
-        raise ConfigError("a manifest must be a .jsonl file", where=str(config.out))
+    if problem := kinds.no_manifest(config.out):
+        raise ConfigError(problem, where=str(config.out))
     folder, seconds = config.out.parent, 0.0
 
     def rows() -> Iterator[Any]:

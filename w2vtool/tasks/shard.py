@@ -93,13 +93,12 @@ def _index(config: ShardConfig, run: Run) -> dict[str, Any]:
     import os
     from dataclasses import replace
 
-    from w2vtool import manifest, shards
+    from w2vtool import kinds, manifest, shards
 
     if not config.inputs:
         raise ConfigError("no tar files given")
-    if config.out.suffix != ".jsonl":
-        what = f"{str(config.out)!r} does not end in .jsonl"
-        raise ConfigError(what, hint="--index writes one manifest")
+    if problem := kinds.no_manifest(config.out):
+        raise ConfigError(problem, where=str(config.out), hint="--index writes one manifest")
     count, folder = 0, config.out.absolute().parent
 
     def rows() -> Iterator[Utterance]:
