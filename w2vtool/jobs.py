@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -214,7 +215,7 @@ def execute(
         except (KeyboardInterrupt, Stopped) as exc:
             stopped = exc if isinstance(exc, Stopped) else Stopped(signal.SIGINT)
             # without a recipe, the next run would have another folder
-            there = "" if job.recipe else f" --run-dir {short(job.folder)}"
+            there = "" if job.recipe else f" --run-dir {shlex.quote(short(job.folder))}"
             stopped.again = f"--resume{there}" if run.created else "the same command"
             raise stopped from None
         try:

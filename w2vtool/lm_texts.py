@@ -52,7 +52,9 @@ def transcripts(path: Path) -> list[str]:
         raise DataError(
             "\n  ".join(["no transcripts", *problems[:_SHOWN]]),
             where=str(path),
-            hint="text without columns has another ending, like .txt",
+            hint="if its transcripts are in tables (.tsv) or manifests (.jsonl), name these"
+            if path.is_dir()
+            else "text without columns has another ending, like .txt",
         )
     if problems:
         log.warning("%s: %d rows are left out; %s", path, len(problems), problems[0])

@@ -401,7 +401,8 @@ def test_each_kind_of_failure_has_its_code_and_is_recorded(
 def test_a_signal_ends_a_run_that_can_be_resumed(
     mood: str, number: int, code: int, folder: Path, cli: Any
 ) -> None:
-    command = [sys.executable, "-m", "w2vtool", "toy", "count=1", f"mood={mood}", "--run-dir", "r"]
+    there = ("--run-dir", "a run")
+    command = [sys.executable, "-m", "w2vtool", "toy", "count=1", f"mood={mood}", *there]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         command, cwd=folder, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -416,11 +417,11 @@ def test_a_signal_ends_a_run_that_can_be_resumed(
         assert process.wait(timeout=30) == code, err
     assert "Traceback" not in err
     if (mood, number) != ("wait", signal.SIGTERM):  # that one ends at once, without a word
-        assert "; --resume --run-dir r goes on from what was saved" in err
-    assert json.loads((folder / "r/run.json").read_text())["status"] == "interrupted"
-    again = cli("toy", "count=1", "--run-dir", "r", "--resume")
-    assert again.code == 0 and not list(folder.glob("r~*"))
-    assert json.loads((folder / "r/run.json").read_text())["status"] == "done"
+        assert "; --resume --run-dir 'a run' goes on from what was saved" in err
+    assert json.loads((folder / "a run/run.json").read_text())["status"] == "interrupted"
+    again = cli("toy", "count=1", *there, "--resume")
+    assert again.code == 0 and not list(folder.glob("a run~*"))
+    assert json.loads((folder / "a run/run.json").read_text())["status"] == "done"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG])

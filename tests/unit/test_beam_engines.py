@@ -101,6 +101,16 @@ def test_narrow_searches_of_both_engines_are_the_same(
         same(found, other)
 
 
+def test_scores_of_engines_differ_by_no_more_than_float64_rounds() -> None:
+    """Scores of a letter and of a silent frame are no numbers of float32, and are paid often."""
+    options = BeamOptions(mode="open", unk_letter_score=-2.1460135788, sil_score=0.3)
+    found, other = (
+        Search(LETTERS, None, None, options, engine=name)(spoken("ABRACADABRA SIMSALABIM", 0))
+        for name in ("numba", "torch")
+    )
+    assert found[0].score == pytest.approx(other[0].score, abs=1e-10)
+
+
 @pytest.mark.parametrize("engine", ["numba", "torch"])
 @pytest.mark.parametrize("mode", ["lexicon", "open", "histories", "collapse"])
 def test_neither_order_nor_company_of_utterances_matters(
@@ -112,6 +122,21 @@ def test_neither_order_nor_company_of_utterances_matters(
     together = search.batch([UTTERANCES[n] for n in order])
     assert together == [alone[n] for n in order]
     assert search.batch([]) == []
+
+
+def test_company_does_not_matter_to_what_is_equal() -> None:
+    """Of pieces, a word that is done and one that goes on are worth the same without a model."""
+    tokens = Tokens(("<s>", *(f"▁{a}" for a in "abcdef"), *"abcdef"), kind="sentencepiece")
+    options = BeamOptions(mode="open", beam=3, nbest=2)
+    search = Search(tokens, None, None, options, engine="torch")
+    rng = np.random.default_rng(0)
+    utterances = [log_softmax(rng.normal(0, 1, (t, len(tokens)))) for t in range(40)]
+    started = [search.start() for _ in utterances]
+    together = search._engine.advance(started, utterances)
+    for logp_TV, beam in zip(utterances, together, strict=True):
+        alone = search.advance(search.start(), logp_TV)
+        assert np.array_equal(beam.places, alone.places)
+        assert np.array_equal(beam.scores, alone.scores)
 
 
 def test_threads_decode_the_same(lm: LanguageModel) -> None:
@@ -130,6 +155,18 @@ def test_frames_that_come_bit_by_bit_give_the_same(
     logp_TV = spoken(text, seed, noise=2)
     rng = random.Random(seed)
     same(bit_by_bit(search, logp_TV, lambda: rng.choice([0, 1, 2, 7, 20])), search(logp_TV))
+
+
+@pytest.mark.parametrize("merge", ["max", "logadd"])
+def test_a_token_that_is_settled_ends_before_the_blank_that_the_same_one_needs(merge: str) -> None:
+    tokens = Tokens(("<s>", "▁A"), kind="sentencepiece")
+    options = BeamOptions(beam=1, word_score=3.0, times=True, merge=merge)  # type: ignore[arg-type]
+    search = Search(tokens, Lexicon(("A",), ((1,),)), None, options, engine="torch")
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        logp_TV = log_softmax(rng.normal(0, 1, (12, 2)))
+        [found] = bit_by_bit(search, logp_TV, lambda: 1)
+        assert found.tokens == search(logp_TV)[0].tokens
 
 
 @pytest.mark.parametrize("engine", ["numba", "torch"])

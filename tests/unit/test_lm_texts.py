@@ -67,3 +67,8 @@ def test_a_table_without_a_transcript_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no transcripts") as caught:
         list(lm_texts.sentences([tmp_path / "words.tsv"], "keep"))
     assert "words.tsv:1" in str(caught.value)
+    assert "another ending" in str(caught.value.hint)
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(DataError, match="no transcripts") as caught:
+        lm_texts.transcripts(tmp_path)  # whose name has no ending
+    assert "name these" in str(caught.value.hint)

@@ -182,7 +182,10 @@ class Stream:
         frame = settled.frame
         if self._search.options.times:
             held = np.concatenate(self._frames)[: settled.frame - prefix.frame]
-            spans += results.token_spans(self._search.space, text, held, len(spans), prefix.frame)
+            following = int(settled.beam.trace.token[0])  # rows come after what they follow
+            spans += results.token_spans(
+                self._search.space, text, held, len(spans), prefix.frame, following
+            )
             self._frames = [np.concatenate(self._frames)[settled.frame - prefix.frame :]]
         self._prefix = results.Prefix(text, spans, frame)
 

@@ -213,7 +213,8 @@ class Engine:
             places[:, TOKEN_TRACE] = torch.where(root, trace, places[:, TOKEN_TRACE])
         again = again + at(table, begin + places[:, LAST])
         if self.options.sil_score:
-            again = again + self.options.sil_score * (places[:, LAST] == self.space.silence)
+            silent = places[:, LAST] == self.space.silence
+            again = torch.where(silent, again + self.options.sil_score, again)
         blank = top + at(table[self.space.tokens.blank :], begin)
         places[:, BLANK_TRACE] = trace
         places[:, NEW] = -1
@@ -289,7 +290,8 @@ class Engine:
         same = token == last
         total = torch.where(same, blank, top) + e
         if self.options.sil_score:
-            total = total + self.options.sil_score * (token == self.space.silence)
+            silent = token == self.space.silence
+            total = torch.where(silent, total + self.options.sil_score, total)
         return total, torch.where(same, blank_trace, trace)
 
     def _new(

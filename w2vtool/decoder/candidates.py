@@ -165,10 +165,11 @@ def _kept(
         return kept
     cell = at(number * most - bound, owner) + torch.arange(len(owner), device=row.device)
     table = total.new_full((utterances * most,), NEVER)
-    table.index_copy_(0, cell, total)
-    best = table.view(utterances, most).topk(options.beam, sorted=False).indices
-    chosen = torch.zeros_like(table, dtype=torch.bool).view(utterances, most)
-    chosen.scatter_(1, best, True)
+    table = table.index_copy_(0, cell, total).view(utterances, most)
+    last = table.topk(options.beam, sorted=False).values.amin(1, keepdim=True)
+    chosen, equal = table > last, table == last
+    room = options.beam - chosen.sum(1, keepdim=True)  # for the first of these, in any company
+    chosen |= equal & (equal.cumsum(1) <= room)
     return at(kept, true(at(chosen.view(-1), cell)))
 
 

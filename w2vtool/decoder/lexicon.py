@@ -195,8 +195,8 @@ def begins(owner: np.ndarray, owners: int) -> np.ndarray:
 def _by_levels(spellings: Sequence[Sequence[int]]) -> np.ndarray:
     """The first token of every spelling, the second ones and so on, -1 after the end: [L, W]."""
     size_W = np.fromiter(map(len, spellings), np.int64, len(spellings))
-    token_LW = np.full((size_W.max(), len(spellings)), -1)
-    flat = np.fromiter(chain.from_iterable(spellings), np.int64, size_W.sum())
+    token_LW = np.full((size_W.max(), len(spellings)), -1, np.int32)
+    flat = np.fromiter(chain.from_iterable(spellings), np.int32, size_W.sum())
     word = np.repeat(np.arange(len(spellings)), size_W)
     token_LW[np.arange(len(flat)) - begins(word, len(spellings))[word], word] = flat
     return token_LW
@@ -204,7 +204,7 @@ def _by_levels(spellings: Sequence[Sequence[int]]) -> np.ndarray:
 
 def _sorted(token_LW: np.ndarray) -> np.ndarray:
     """Spellings in their order, equal ones as they come; as many tokens as fit are one number."""
-    bits = int(token_LW.max() + 1).bit_length()
+    bits = (int(token_LW.max()) + 1).bit_length()
     packed = []
     for start in range(0, len(token_LW), 63 // bits):
         key_W = np.zeros(token_LW.shape[1], np.int64)

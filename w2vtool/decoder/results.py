@@ -260,16 +260,23 @@ def _hypothesis(
 
 
 def token_spans(
-    space: Space, text: Text, logp_TV: np.ndarray, skipped: int = 0, offset: int = 0
+    space: Space,
+    text: Text,
+    logp_TV: np.ndarray,
+    skipped: int = 0,
+    offset: int = 0,
+    following: int = -1,
 ) -> tuple[Span, ...]:
     """Where each token ends: where the best path between two tokens' begins turns to blank.
 
-    Without the first ``skipped`` tokens; ``logp_TV`` begins with the frame ``offset``.
+    Without the first ``skipped`` tokens; ``logp_TV`` begins with the frame ``offset``, and after
+    its last one comes the token ``following``.
     """
     spans = []
     tokens, begins = text.tokens[skipped:], text.frames[skipped:]
     ends = (*begins[1:], offset + len(logp_TV))
-    for token, begin, until, after in zip(tokens, begins, ends, (*tokens[1:], -1), strict=False):
+    afters = (*tokens[1:], following)
+    for token, begin, until, after in zip(tokens, begins, ends, afters, strict=False):
         if begin + 1 < until:
             frames = logp_TV[begin + 1 - offset : until - offset]
             gain = np.cumsum(frames[:, token] - frames[:, space.tokens.blank])

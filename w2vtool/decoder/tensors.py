@@ -89,6 +89,9 @@ def to_map(space: Space, options: BeamOptions, device: torch.device) -> Map:
         has_end[parents[space.token[1 : 1 + len(parents)] == space.separator]] = True
     arrays |= {
         "children": np.stack([children, space.child_begin], 1),
+        # torch would multiply integers by a score in float32
+        "depth": space.depth.astype(np.float64),
+        "size": space.size.astype(np.float64),
         "inner": inner,
         "final": final,
         "worth": worth,
