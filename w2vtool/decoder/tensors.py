@@ -124,31 +124,31 @@ def arcs_query(arcs: Arcs, device: torch.device) -> Query:
     few, and it is one call. Why tables of these back-offs: else these calls are most of a query.
     """
     words = int(arcs.first[1])
-    states = len(arcs.backoff)
-    chain, paid = [np.arange(states)], [np.zeros(states)]
+    chain = [np.arange(len(arcs.backoff), dtype=np.int32)]
     while chain[-1].any():  # state 0 backs off no more, and has every word
-        paid.append(paid[-1] + np.where(chain[-1] > 0, arcs.backoff[chain[-1]], 0.0))
         chain.append(arcs.back[chain[-1]])
-    state_A = np.repeat(np.arange(states), np.diff(arcs.first))
-    keys, begin_SR, paid_SR, score, target = (
-        _tensor(array, device)
-        for array in (
-            state_A * words + arcs.word,
-            np.stack(chain, 1) * words,
-            np.stack(paid, 1),
-            arcs.score,
-            arcs.target,
-        )
+    begin_SR = np.empty((len(arcs.backoff), len(chain)), np.int64)
+    paid_SR = np.zeros(begin_SR.shape)
+    for r, state_S in enumerate(chain):
+        np.multiply(state_S, words, out=begin_SR[:, r], dtype=np.int64)
+        if r:
+            paid_SR[:, r] = paid_SR[:, r - 1]
+            paid_SR[:, r] += np.where(chain[r - 1] > 0, arcs.backoff[chain[r - 1]], 0)
+    key_A = np.repeat(np.arange(len(arcs.backoff)) * words, np.diff(arcs.first))
+    key_A += arcs.word
+    keys, begins, paid, score, target = (
+        torch.from_numpy(array).to(device)
+        for array in (key_A, begin_SR, paid_SR, arcs.score, arcs.target)
     )
 
     def query(state_c: Tensor, word_c: Tensor) -> tuple[Tensor, Tensor]:
-        key_cR = at(begin_SR, state_c) + word_c[:, None]
+        key_cR = at(begins, state_c) + word_c[:, None]
         arc_cR = torch.searchsorted(keys, key_cR).clamp_(max=len(keys) - 1)
         there_cR = at(keys, arc_cR.view(-1)).view_as(key_cR) == key_cR
         first_c = there_cR.byte().argmax(1, keepdim=True)
         arc_c = arc_cR.gather(1, first_c).squeeze(1)
-        paid_c = at(paid_SR, state_c).gather(1, first_c).squeeze(1)
-        return paid_c + at(score, arc_c), at(target, arc_c)
+        paid_c = at(paid, state_c).gather(1, first_c).squeeze(1)
+        return paid_c + at(score, arc_c), at(target, arc_c).long()
 
     return query
 
