@@ -112,7 +112,7 @@ def test_no_operation_meets_two_devices(folder: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "operations", "waits"), [("lexicon", 200, 11), ("tokens", 200, 11), ("open", 370, 17)]
+    ("mode", "operations", "waits"), [("lexicon", 210, 11), ("tokens", 210, 11), ("open", 390, 17)]
 )
 def test_a_frame_asks_little_of_a_device(
     folder: Path, mode: str, operations: int, waits: int

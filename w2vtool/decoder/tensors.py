@@ -121,33 +121,34 @@ def arcs_query(arcs: Arcs, device: torch.device) -> Query:
     """Queries of arcs.
 
     Why a search among all keys, and for all back-offs whether they come to it or not: the pairs are
-    few, and it is one call. Why tables of these back-offs: else these calls are most of a query.
+    few, and it is one call.
     """
     words = int(arcs.first[1])
-    chain = [np.arange(len(arcs.backoff), dtype=np.int32)]
-    while chain[-1].any():  # state 0 backs off no more, and has every word
-        chain.append(arcs.back[chain[-1]])
-    begin_SR = np.empty((len(arcs.backoff), len(chain)), np.int64)
-    paid_SR = np.zeros(begin_SR.shape)
-    for r, state_S in enumerate(chain):
-        np.multiply(state_S, words, out=begin_SR[:, r], dtype=np.int64)
-        if r:
-            paid_SR[:, r] = paid_SR[:, r - 1]
-            paid_SR[:, r] += np.where(chain[r - 1] > 0, arcs.backoff[chain[r - 1]], 0)
-    key_A = np.repeat(np.arange(len(arcs.backoff)) * words, np.diff(arcs.first))
-    key_A += arcs.word
-    keys, begins, paid, score, target = (
+    states = len(arcs.backoff)
+    rounds, state_S = 0, np.arange(states)
+    while state_S.any():
+        state_S, rounds = arcs.back[state_S], rounds + 1
+    state_A = np.repeat(np.arange(states), np.diff(arcs.first))
+    keys = torch.from_numpy(state_A * words + arcs.word).to(device)
+    score, target, backoff, back = (
         torch.from_numpy(array).to(device)
-        for array in (key_A, begin_SR, paid_SR, arcs.score, arcs.target)
+        for array in (arcs.score, arcs.target, arcs.backoff, arcs.back)
     )
 
     def query(state_c: Tensor, word_c: Tensor) -> tuple[Tensor, Tensor]:
-        key_cR = at(begins, state_c) + word_c[:, None]
-        arc_cR = torch.searchsorted(keys, key_cR).clamp_(max=len(keys) - 1)
-        there_cR = at(keys, arc_cR.view(-1)).view_as(key_cR) == key_cR
-        first_c = there_cR.byte().argmax(1, keepdim=True)
-        arc_c = arc_cR.gather(1, first_c).squeeze(1)
-        paid_c = at(paid, state_c).gather(1, first_c).squeeze(1)
+        arc_c, paid_c = word_c, torch.zeros_like(word_c, dtype=torch.float64)
+        if rounds:  # else there is but the empty history, which has every word
+            chain, paid = [state_c], [torch.zeros_like(state_c, dtype=torch.float64)]
+            for _ in range(rounds):
+                paid.append(paid[-1] + at(backoff, chain[-1]))
+                chain.append(at(back, chain[-1]))
+            key_Rc = torch.stack(chain) * words + word_c
+            arc_Rc = torch.searchsorted(keys, key_Rc)
+            arc_Rc = arc_Rc.clamp_(max=len(keys) - 1)
+            there = at(keys, arc_Rc.view(-1)).view_as(key_Rc) == key_Rc
+            first_c = there.byte().argmax(0, keepdim=True)
+            arc_c = arc_Rc.gather(0, first_c).squeeze(0)
+            paid_c = torch.stack(paid).gather(0, first_c).squeeze(0)
         return paid_c + at(score, arc_c), at(target, arc_c).long()
 
     return query
