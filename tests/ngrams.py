@@ -6,6 +6,8 @@ import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from w2vtool.decoder import arpa_writer
 from w2vtool.decoder.lm_train import NGrams, train
 from w2vtool.decoder.ngram import NGram, assemble
@@ -57,3 +59,27 @@ def log10(ngram: NGram, history: tuple[str, ...], word: str) -> float:
     for before in history:
         state = ngram.score(state, before)[1] if before != "<s>" else ngram.begin
     return ngram.score(state, word)[0]
+
+
+def exact_log10(made: NGrams, history: Sequence[str], word: str) -> float:
+    """The same as it was estimated, in float64, which searches and files do not keep."""
+    ids = {name: number for number, name in enumerate(made.words)}
+    gram = [ids.get(name, ids["<unk>"]) for name in (*history, word)][-len(made.orders) :]
+    total = 0.0
+    while (row := _row(made, gram)) < 0:
+        context = _row(made, gram[:-1])
+        if context >= 0:
+            total += float(np.log10(made.orders[len(gram) - 2].backoff[context]))
+        gram = gram[1:]
+    return total + float(np.log10(made.orders[len(gram) - 1].probability[row]))
+
+
+def _row(made: NGrams, gram: Sequence[int]) -> int:
+    """Row of an n-gram in its order, or -1."""
+    row = gram[0]  # unigrams lie in the order of their ids
+    for order, word in zip(made.orders[1:], gram[1:], strict=False):
+        low, high = np.searchsorted(order.context, (row, row + 1))
+        row = int(low + np.searchsorted(order.word[low:high], word))
+        if row == high or order.word[row] != word:
+            return -1
+    return row
